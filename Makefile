@@ -1,0 +1,65 @@
+# `make` lists the targets. Nothing is installed outside this folder.
+
+PYTHON ?= python3
+VENV ?= .venv
+PROTO_VENV ?= .venv-proto
+BIN := $(VENV)/bin
+PIP_FLAGS := --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check lint format types proto proto-check bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.installed ## make .venv with stepd and everything for development
+
+demo: $(VENV)/.runtime ## start a fleet and workers, and train a classifier
+	$(BIN)/stepd demo
+
+test: setup ## run all tests (some of them: make test ARGS=tests/unit)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: lint types proto-check test ## everything that CI runs
+
+lint: setup ## style and likely bugs: ruff, buf
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/buf lint proto
+
+format: setup ## write the code in the one style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: setup ## mypy, strict
+	$(BIN)/mypy
+
+proto: $(PROTO_VENV)/.installed ## generate client/stepd/v1 from proto/
+	$(PROTO_VENV)/bin/python tools/generate_proto.py
+
+proto-check: $(PROTO_VENV)/.installed ## fail if client/stepd/v1 is not what proto/ gives
+	$(PROTO_VENV)/bin/python tools/generate_proto.py --check
+
+bench: $(VENV)/.runtime ## time a step beside bare gRPC and a plain server
+	$(BIN)/python bench/step.py $(ARGS)
+
+clean: ## remove environments, caches and builds
+	rm -rf $(VENV) $(PROTO_VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Stamps: a second call does nothing. All versions are those of the lock.
+# First what stepd runs on, which is all that a user wants, and then the tools.
+$(VENV)/.runtime: requirements/dev.txt pyproject.toml tools/make_venv.sh
+	@tools/make_venv.sh "$(PYTHON)" "$(VENV)"
+	$(BIN)/python -m pip install $(PIP_FLAGS) -c requirements/dev.txt hatchling editables
+	$(BIN)/python -m pip install $(PIP_FLAGS) -c requirements/dev.txt --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.runtime
+	$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps -r requirements/dev.txt
+	@touch $@
+
+$(PROTO_VENV)/.installed: requirements/proto.txt tools/make_venv.sh
+	@tools/make_venv.sh "$(PYTHON)" "$(PROTO_VENV)"
+	$(PROTO_VENV)/bin/python -m pip install $(PIP_FLAGS) --no-deps -r requirements/proto.txt
+	@touch $@

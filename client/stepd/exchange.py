@@ -1,0 +1,298 @@
+"""A worker's side of rounds: contributions go out, decisions and parameters come back.
+
+A contribution is held until its round is decided, for the round may be gathered again (a member was lost, a shard was
+restarted): then it is sent again under the new attempt, by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
+
+from stepd.buffers import Array, Picture
+from stepd.contribution import Contribution, Settled
+from stepd.errors import Aborted, NonFiniteGradient, StepdError
+from stepd.membership import Membership
+from stepd.results import Receipt
+from stepd.retry import PAUSE_S_MIN, passes
+from stepd.session import together
+from stepd.streams import RunStreams
+from stepd.v1 import round_pb2, shard_pb2
+from stepd.waiting import look_after
+
+T = TypeVar("T")
+
+
+class Exchange:
+    """The rounds of one worker. Lives in the session's loop; one call at a time."""
+
+    def __init__(self, streams: RunStreams, first_round: int) -> None:
+        self._streams = streams
+        self._next = first_round  # round of the next contribution
+        self._held: Contribution | None = None
+        self._resending: asyncio.Task[None] | None = None
+        self._busy = False
+        self.acknowledged: round_pb2.RoundId | None = None
+        self.membership: Membership  # set by join, which needs our on_round first
+
+    @property
+    def held(self) -> Contribution | None:
+        """The contribution whose round is not known to be decided."""
+        return self._held
+
+    # --- What a worker calls ------------------------------------------------------------------------------------
+
+    async def step(self, contribution: Contribution, picture: Picture, regions: Sequence[Array]) -> Settled:
+        """Send, wait for the round, and read the parameters after it."""
+        return await self._guarded(self._step(contribution, picture, regions))
+
+    async def push(self, contribution: Contribution) -> Receipt:
+        """Send, and wait for the receipts only."""
+        return await self._guarded(self._push(contribution))
+
+    async def pull(self, picture: Picture, regions: Sequence[Array]) -> None:
+        """Read the parameters: after the decision of what this worker sent last, or as they are."""
+        await self._guarded(self._pull(picture, regions))
+
+    def on_round(self, now: round_pb2.RoundId) -> None:
+        """Told with every renewal of the lease which round is gathered: it may want our gradient again."""
+        held = self._held
+        if held is None or held.over or self._busy or held.round < 0:
+            return
+        if now.round > held.round:
+            # Decided. How, is asked with the next call; the gradient is not needed any more.
+            held.over = True
+            held.views = {}
+        elif now.round == held.round and now.attempt > held.attempt and self._resending is None:
+            held.start_over(now.attempt)
+            self._resending = asyncio.create_task(self._resend(held))
+
+    # --- Each call ----------------------------------------------------------------------------------------------
+
+    async def _step(self, contribution: Contribution, picture: Picture, regions: Sequence[Array]) -> Settled:
+        await self._decide_held()
+        self._begin(contribution)
+        headers = await self._carry(contribution, picture, regions)
+        return await self._settle(contribution, headers, picture, regions)
+
+    async def _push(self, contribution: Contribution) -> Receipt:
+        await self._decide_held()
+        self._begin(contribution)
+        await self._carry(contribution)
+        return contribution.receipt()
+
+    async def _pull(self, picture: Picture, regions: Sequence[Array]) -> None:
+        if self._held is None:
+            # Who joins in the middle of a round takes part from the next, and needs what that begins with.
+            after = self._next - 1 if self._next else None
+            now = self._streams.pull_now(picture, regions, self.membership.member, after=after)
+            (headers,) = await together((now,), self._guards())
+            self._went_on(headers)
+        else:
+            contribution = self._held
+            headers = await self._carry(contribution, picture, regions)
+            await self._settle(contribution, headers, picture, regions)
+
+    async def _decide_held(self) -> None:
+        """Rounds are decided one after another: the one before must be before there is a place in the next."""
+        if self._held is not None:
+            contribution = self._held
+            headers = await self._carry(contribution, peek=True)
+            decision = await self._decision_of(contribution, headers)
+            self._went_on(headers)
+            self._check_outcome(contribution, decision)
+            self._held = None
+
+    def _begin(self, contribution: Contribution) -> None:
+        contribution.round = self._next
+        self._next += 1
+        self._held = contribution
+
+    async def _guarded(self, call: Coroutine[Any, Any, T]) -> T:
+        """Run one of the above; a contribution that was refused is none, any other stays until it is decided."""
+        self._busy = True
+        try:
+            if self._resending is not None:
+                self._resending.cancel()
+                await asyncio.wait([self._resending])
+            self.membership.check()
+            return await call
+        except StepdError as error:
+            seen = self.membership.lost(error)
+            if self._held is not None and not passes(error) and not self._held.receipts:
+                self._next = min(self._next, self._held.round) if self._held.round >= 0 else self._next
+                self._held = None
+            if seen is error:
+                raise
+            raise seen from error
+        finally:
+            call.close()
+            self._busy = False
+
+    # --- Rounds -------------------------------------------------------------------------------------------------
+
+    async def _carry(
+        self,
+        contribution: Contribution,
+        picture: Picture | None = None,
+        regions: Sequence[Array] = (),
+        *,
+        peek: bool = False,
+    ) -> dict[int, shard_pb2.PullHeader]:
+        """Send what has no receipt yet and, if wanted, await the decision; through as many attempts as it takes.
+
+        Gives the headers by shard: of a picture's pulls, of a peek at one shard, or none.
+        """
+        while True:
+            pushes = [self._deliver(contribution, shard) for shard in self._streams.shards]
+            try:
+                if picture is not None:
+                    work = together((self._receive(contribution, picture, regions), *pushes), self._guards())
+                elif peek:
+                    work = together((self._peek(contribution), *pushes), self._guards())
+                else:
+                    work = together((_nothing(), *pushes), self._guards())
+                headers, *_ = await work
+            except Aborted as error:
+                if error.reason != "ROUND_RESTARTED":
+                    raise
+                await self._restarted(contribution, error)
+            else:
+                return headers
+
+    async def _deliver(self, contribution: Contribution, shard: int) -> dict[int, shard_pb2.PullHeader]:
+        if shard in contribution.receipts or contribution.over:
+            return {}
+        push = self._streams.plan.pushes(contribution.views)[shard]
+        header = shard_pb2.PushHeader(
+            run=self._streams.run,
+            member=self.membership.member,
+            id=contribution.id,
+            weight=contribution.weight,
+            ranges=push.ranges,
+        )
+        tried = (contribution.attempt, shard)
+        again = tried in contribution.begun
+        contribution.begun.add(tried)
+        receipt = await self._streams.push(shard, header, push, contribution.views)
+        if again and receipt.status == shard_pb2.RECEIPT_STATUS_DUPLICATE:
+            receipt.status = shard_pb2.RECEIPT_STATUS_ACCEPTED
+        contribution.receipts[shard] = receipt
+        if len(contribution.receipts) == len(self._streams.shards):
+            self.acknowledged = contribution.id
+        return {}
+
+    async def _receive(
+        self, contribution: Contribution, picture: Picture, regions: Sequence[Array]
+    ) -> dict[int, shard_pb2.PullHeader]:
+        def on_header(header: shard_pb2.PullHeader) -> None:
+            if header.HasField("decision") and header.decision.id.round == contribution.round:
+                self._check_outcome(contribution, header.decision)
+
+        try:
+            return await self._streams.pull_all(self._awaiting(contribution), picture, regions, on_header)
+        except Aborted as error:
+            if error.reason != "VERSION_PASSED":
+                raise
+            # The round is over and so is its version; there is a newer one.
+            contribution.over = True
+            return await self._streams.pull_now(picture, regions, self.membership.member)  # type: ignore[no-any-return]
+
+    async def _peek(self, contribution: Contribution) -> dict[int, shard_pb2.PullHeader]:
+        return {0: await self._streams.peek(0, self._awaiting(contribution))}
+
+    def _awaiting(self, contribution: Contribution) -> shard_pb2.PullRequest:
+        return shard_pb2.PullRequest(
+            run=self._streams.run,
+            round=contribution.round,
+            attempt=contribution.attempt,
+            member=self.membership.member,
+        )
+
+    async def _restarted(self, contribution: Contribution, error: Aborted) -> None:
+        """The round is gathered again: everything anew under the attempt that the shard named."""
+        named = round_pb2.RoundId(
+            round=int(str(error.details.get("round", 0))), attempt=int(str(error.details.get("attempt", 0)))
+        )
+        if named.round == contribution.round and named.attempt > contribution.attempt:
+            contribution.start_over(named.attempt)
+        else:
+            await asyncio.sleep(PAUSE_S_MIN)  # another round, or what we know: its own answer follows
+
+    async def _resend(self, contribution: Contribution) -> None:
+        try:
+            await self._carry(contribution)
+        except StepdError as error:
+            self.membership.lost(error)  # any other is met again by the next call, which can raise it
+        finally:
+            self._resending = None
+
+    async def _settle(
+        self,
+        contribution: Contribution,
+        headers: dict[int, shard_pb2.PullHeader],
+        picture: Picture,
+        regions: Sequence[Array],
+    ) -> Settled:
+        decision = await self._decision_of(contribution, headers)
+        headers = await self._streams.agree(headers, picture, regions, self.membership.member)
+        self._went_on(headers)
+        self._check_outcome(contribution, decision)
+        self._held = None
+        step = next((header.step for header in headers.values()), decision.step)
+        return Settled(decision, step)
+
+    def _guards(self) -> list[Any]:
+        return [self.membership.until_ended(), look_after(self._streams, self.membership.member)]
+
+    def _went_on(self, headers: Mapping[int, shard_pb2.PullHeader]) -> None:
+        self._next = max(self._next, *(header.round for header in headers.values()), 0)
+
+    async def _decision_of(
+        self, contribution: Contribution, headers: Mapping[int, shard_pb2.PullHeader]
+    ) -> round_pb2.Decision:
+        """How the round ended: as a shard says or, if they were all started again meanwhile, the coordinator."""
+        known = [header.decision for header in headers.values() if header.HasField("decision")]
+        for decision in known:
+            if decision.id.round == contribution.round:
+                return decision
+        state = await self._streams.state()
+        if state.last_decision.id.round >= contribution.round and state.HasField("last_decision"):
+            return state.last_decision
+        if known:
+            return max(known, key=lambda decision: decision.id.round)
+        return round_pb2.Decision(
+            id=contribution.id,
+            outcome=round_pb2.OUTCOME_APPLIED,
+            step=max((header.step for header in headers.values()), default=state.step),
+            groups=[round_pb2.GroupRates(lr=rate, clip_scale=1) for rate in state.rates],
+            grad_norm=math.nan,
+            clip_scale=math.nan,
+        )
+
+    def _check_outcome(self, contribution: Contribution, decision: round_pb2.Decision) -> None:
+        """Raise NonFiniteGradient if the round failed, which every worker of it is to know."""
+        if decision.id.round != contribution.round or decision.outcome != round_pb2.OUTCOME_FAILED:
+            return
+        self._held = None
+        found = [
+            (bad.member.worker, bad.member.rank, self._streams.table.specs[bad.parameter].name)
+            for bad in decision.nonfinite
+        ]
+        senders = "; ".join(f"worker {worker!r} (rank {rank}) in parameter {name!r}" for worker, rank, name in found)
+        what = f"a NaN or an infinity came from {senders}" if found else "the sum of the gradients overflowed"
+        raise NonFiniteGradient(
+            f"run {self._streams.run!r}: the step after {decision.step} failed: {what}",
+            run=self._streams.run,
+            step=decision.step,
+            round=contribution.round,
+            workers=[worker for worker, _, _ in found],
+            ranks=[rank for _, rank, _ in found],
+            parameters=[name for _, _, name in found],
+        )
+
+
+async def _nothing() -> dict[int, shard_pb2.PullHeader]:
+    return {}

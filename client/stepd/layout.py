@@ -1,0 +1,111 @@
+"""Where every element of a run lies: one pure function from sizes to slices.
+
+All tensors are thought of as laid end to end in the order of their ids and cut into as many pieces as there are shards,
+of equal bytes. A cut falls only between blocks: multiples of a fixed number of elements within each tensor. So every
+block lies whole on one shard, whatever the number of shards, and what is computed by block is the same everywhere.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import NamedTuple
+
+from stepd.limits import BLOCK_ELEMENTS
+from stepd.v1 import run_pb2
+
+
+@dataclass(frozen=True, order=True)
+class Slice:
+    """Consecutive elements of one parameter, in C order; whole blocks, unless the parameter ends in it."""
+
+    parameter: int
+    start: int
+    count: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.count
+
+
+class Cut(NamedTuple):
+    """A place between two blocks: before element `element` of tensor `parameter`."""
+
+    parameter: int
+    element: int
+
+
+def lay_out(
+    sizes: Sequence[int], element_bytes: Sequence[int], shards: int, *, block: int = BLOCK_ELEMENTS
+) -> tuple[tuple[Slice, ...], ...]:
+    """Divide tensors among shards.
+
+    Args:
+        sizes: elements of each tensor, by id. Empty tensors get no slices.
+        element_bytes: what one element costs a shard, by id: its parameter, buffers and accumulator.
+        shards: how many pieces to make. A piece may be empty when there are fewer blocks than shards.
+        block: tensors are cut only at multiples of this.
+
+    Returns:
+        For each shard its slices in order. Pieces differ from an equal share by less than one block.
+    """
+    ends = list(accumulate(size * cost for size, cost in zip(sizes, element_bytes, strict=True)))
+    total = ends[-1] if ends else 0
+    last = Cut(len(sizes), 0)
+    inner = (_nearest_cut(total * i // shards, sizes, element_bytes, ends, block) for i in range(1, shards))
+    cuts = [Cut(0, 0), *inner, last]
+    return tuple(tuple(_between(a, b, sizes)) for a, b in pairwise(cuts))
+
+
+def _nearest_cut(at_byte: int, sizes: Sequence[int], element_bytes: Sequence[int], ends: list[int], block: int) -> Cut:
+    """The place between blocks that is nearest to a byte of the tensors laid end to end."""
+    tensor = bisect_right(ends, at_byte)
+    if tensor == len(sizes):
+        return Cut(len(sizes), 0)
+    begin = ends[tensor - 1] if tensor else 0
+    step = block * element_bytes[tensor]
+    below = (at_byte - begin) // step
+    low, high = below * block, min((below + 1) * block, sizes[tensor])
+    into = at_byte - begin
+    nearest = low if into - low * element_bytes[tensor] <= high * element_bytes[tensor] - into else high
+    return Cut(tensor + 1, 0) if nearest == sizes[tensor] else Cut(tensor, nearest)
+
+
+def _between(a: Cut, b: Cut, sizes: Sequence[int]) -> Iterable[Slice]:
+    for parameter in range(a.parameter, min(b.parameter + 1, len(sizes))):
+        start = a.element if parameter == a.parameter else 0
+        stop = b.element if parameter == b.parameter else sizes[parameter]
+        if stop > start:
+            yield Slice(parameter, start, stop - start)
+
+
+def to_proto(
+    pieces: Iterable[Iterable[Slice]],
+    targets: Sequence[str],
+    dtype: run_pb2.DType,
+    block: int = BLOCK_ELEMENTS,
+) -> run_pb2.Layout:
+    """The layout as it goes over the wire."""
+    return run_pb2.Layout(
+        shards=[
+            run_pb2.ShardLayout(
+                slices=[run_pb2.Slice(parameter=s.parameter, start=s.start, count=s.count) for s in piece],
+                target=target,
+            )
+            for piece, target in zip(pieces, targets, strict=True)
+        ],
+        block_elements=block,
+        dtype=dtype,
+    )
+
+
+def slices_of(shard: run_pb2.ShardLayout) -> tuple[Slice, ...]:
+    """The slices of one shard as they came over the wire."""
+    return tuple(Slice(s.parameter, s.start, s.count) for s in shard.slices)
+
+
+def flat_starts(slices: Sequence[Slice]) -> list[int]:
+    """Offset of each slice in the shard's flat space, and the end of the last: one more number than slices."""
+    return list(accumulate((s.count for s in slices), initial=0))

@@ -1,0 +1,62 @@
+"""Every limit of stepd in one place, each with its reason."""
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+# --- Layout -----------------------------------------------------------------------------------------------------
+
+# Elements in a block: the unit in which tensors are split, rules are applied and sums are rounded. 256 KiB of float32:
+# a block with its buffers and scratch stays in the second-level cache, and NumPy's cost for each call is small.
+BLOCK_ELEMENTS: Final = 64 * KIB
+
+# --- Wire -------------------------------------------------------------------------------------------------------
+
+# Payload bytes of a chunk: near the best for gRPC; 64 KiB halves the throughput and 16 MiB gains nothing.
+CHUNK_BYTES: Final = MIB
+# What a receiver takes in one chunk, so that others may choose their own size without holding a server's memory.
+CHUNK_BYTES_MAX: Final = 2 * MIB
+# gRPC's own default, kept: small messages are far below it, and chunks are bounded above.
+MESSAGE_BYTES_MAX: Final = 4 * MIB
+# A layout names every tensor of a run in one message; this and the name's length keep it below MESSAGE_BYTES_MAX.
+PARAMETERS_MAX: Final = 20_000
+
+# --- Names and shapes -------------------------------------------------------------------------------------------
+
+# A run's name is part of file names and of metrics.
+RUN_NAME_CHARS_MAX: Final = 128
+WORKER_NAME_CHARS_MAX: Final = 128
+PARAMETER_NAME_CHARS_MAX: Final = 512
+DIMENSIONS_MAX: Final = 64  # NumPy's own
+# Elements of one run; offsets stay far below 2^63 even when counted in bytes.
+ELEMENTS_MAX: Final = 1 << 44
+GROUPS_MAX: Final = 1024
+RUNS_MAX: Final = 1024
+SHARDS_MAX: Final = 1024
+WORKERS_MAX: Final = 65_536
+
+# --- Time (seconds) ---------------------------------------------------------------------------------------------
+
+# A shard registers again so often; after the timeout without a word it is taken for dead.
+SHARD_INTERVAL_S: Final = 1.0
+SHARD_TIMEOUT_S: Final = 5.0
+# A worker renews its lease three times within it, so that one lost call does not end a membership.
+LEASE_RENEWALS: Final = 3
+LEASE_S_MIN: Final = 1.0
+LEASE_S_MAX: Final = 3600.0
+# A run that nobody loads parameters into is dropped after this, and its name is free again.
+LOADING_TIMEOUT_S: Final = 120.0
+# A call that waits for a round is answered at least so often, so that a dead connection is noticed.
+WAIT_S: Final = 20.0
+# How long a step waits for a reader of the version it is about to overwrite before the reader is sent away.
+READER_GRACE_S: Final = 10.0
+# Time that servers give to calls under way when they are told to stop.
+DRAIN_S: Final = 3.0
+
+# --- Watching ---------------------------------------------------------------------------------------------------
+
+# Events kept for a reader that does not read; then the oldest are dropped.
+WATCH_EVENTS_MAX: Final = 1024
+METRICS_MAX: Final = 64
+METRIC_NAME_CHARS_MAX: Final = 64

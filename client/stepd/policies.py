@@ -1,0 +1,131 @@
+"""How gradients are limited and gathered: ClipNorm, ClipValue, Clip and Sync."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final, Literal, TypeAlias
+
+from stepd.errors import InvalidArgument
+from stepd.limits import WORKERS_MAX
+from stepd.settings import MAY_BE_INFINITE, Settings, refuse
+
+# What torch adds to the norm, so that a gradient of zeros is not divided by zero.
+NORM_EPS: Final = 1e-6
+
+OnNonfinite: TypeAlias = Literal["skip", "quarantine", "error"]
+Missing: TypeAlias = Literal["skip", "error"]
+Reduce: TypeAlias = Literal["mean", "sum", "weighted"]
+
+
+@dataclass(frozen=True)
+class ClipNorm(Settings):
+    """Limits the norm of the aggregated gradient, taken over all parameters and shards as one vector.
+
+    Attributes:
+        max_norm: the limit. To read the norm without a limit, give no clip: every step reports it.
+        norm_type: the p of the p-norm; may be infinity.
+    """
+
+    max_norm: float
+    norm_type: float = field(default=2.0, metadata=MAY_BE_INFINITE)
+
+    def check(self) -> None:
+        super().check()
+        self.require(self.max_norm > 0, "max_norm", self.max_norm, "> 0")
+        self.require(self.norm_type > 0, "norm_type", self.norm_type, "> 0")
+
+    def scale(self, norm: float) -> float:
+        """What a gradient of this norm is multiplied by, as in torch."""
+        return min(1.0, self.max_norm / (norm + NORM_EPS))
+
+
+@dataclass(frozen=True)
+class ClipValue(Settings):
+    """Limits every element of the aggregated gradient to [-max_value, max_value]."""
+
+    max_value: float
+
+    def check(self) -> None:
+        super().check()
+        self.require(self.max_value > 0, "max_value", self.max_value, "> 0")
+
+
+@dataclass(frozen=True, init=False)
+class Clip(Settings):
+    """Both limits: the value first, then the norm.
+
+    Args:
+        norm: a ClipNorm, or its max_norm.
+        value: a ClipValue, or its max_value.
+    """
+
+    norm: ClipNorm | None
+    value: ClipValue | None
+
+    def __init__(self, norm: ClipNorm | float | None = None, value: ClipValue | float | None = None) -> None:
+        norm_limit = norm if norm is None or isinstance(norm, ClipNorm) else ClipNorm(norm)
+        value_limit = value if value is None or isinstance(value, ClipValue) else ClipValue(value)
+        object.__setattr__(self, "norm", norm_limit)
+        object.__setattr__(self, "value", value_limit)
+        self.__post_init__()
+
+    def check(self) -> None:
+        super().check()
+        self.require(self.norm is not None or self.value is not None, "norm", self.norm, "given if value is not")
+
+    @classmethod
+    def of(cls, clip: object) -> Clip:
+        """Any of the three forms as the one that holds both limits."""
+        if isinstance(clip, ClipNorm):
+            return cls(norm=clip)
+        elif isinstance(clip, ClipValue):
+            return cls(value=clip)
+        elif not isinstance(clip, Clip):
+            refuse("clip", "clip", clip, "ClipNorm, ClipValue, Clip or None")
+        return clip
+
+    def simplest(self) -> AnyClip:
+        """The form that a user would write."""
+        if self.norm is not None and self.value is not None:
+            return self
+        limit = self.norm or self.value
+        assert limit is not None  # check has refused it
+        return limit
+
+
+AnyClip: TypeAlias = ClipNorm | ClipValue | Clip
+
+
+@dataclass(frozen=True)
+class Sync(Settings):
+    """Synchronous rounds: a step takes one contribution from every worker.
+
+    Attributes:
+        workers: a step takes exactly so many. None: whoever has joined.
+        quorum: not in this version.
+        grace: not in this version.
+        reduce: "mean" over contributions, their "sum", or "weighted": sum of weight * gradient over sum of weights.
+        deterministic: contributions are added in the order of ranks, so that the bits depend neither on the order of
+            arrival nor on the number of shards.
+    """
+
+    workers: int | None = None
+    quorum: int | None = None
+    grace: float = 0.0
+    reduce: Reduce = "mean"
+    deterministic: bool = False
+
+    def check(self) -> None:
+        super().check()
+        if self.workers is not None:
+            self.require(1 <= self.workers <= WORKERS_MAX, "workers", self.workers, f"from 1 to {WORKERS_MAX}, or None")
+        # Refused and not passed over: a run that waits for everybody where its owner counts on a quorum would hang.
+        for name, value, neutral in (("quorum", self.quorum, None), ("grace", self.grace, 0.0)):
+            if value != neutral:
+                raise InvalidArgument(
+                    f"Sync: this version has no quorum rounds: {name} must be {neutral}, got {value!r}",
+                    thing="Sync",
+                    field=name,
+                    expected=neutral,
+                    given=value,
+                )

@@ -1,0 +1,29 @@
+"""Update rules, a file for each family. A new rule is a class in its family's file and a line here."""
+
+from stepd.rules.adadelta import Adadelta as Adadelta
+from stepd.rules.adafactor import Adafactor as Adafactor
+from stepd.rules.adagrad import Adagrad as Adagrad
+from stepd.rules.adam import Adam as Adam
+from stepd.rules.adam import AdamW as AdamW
+from stepd.rules.adamax import Adamax as Adamax
+from stepd.rules.asgd import ASGD as ASGD
+from stepd.rules.base import Array as Array
+from stepd.rules.base import Block as Block
+from stepd.rules.base import Buffer as Buffer
+from stepd.rules.base import Moment as Moment
+from stepd.rules.base import Reach as Reach
+from stepd.rules.base import Rule as Rule
+from stepd.rules.base import Scalar as Scalar
+from stepd.rules.base import Shape as Shape
+from stepd.rules.lamb import LAMB as LAMB
+from stepd.rules.lars import LARS as LARS
+from stepd.rules.lion import Lion as Lion
+from stepd.rules.muon import Muon as Muon
+from stepd.rules.nadam import NAdam as NAdam
+from stepd.rules.radam import RAdam as RAdam
+from stepd.rules.rmsprop import RMSprop as RMSprop
+from stepd.rules.rprop import Rprop as Rprop
+from stepd.rules.schedule_free import ScheduleFreeAdamW as ScheduleFreeAdamW
+from stepd.rules.schedule_free import ScheduleFreeSGD as ScheduleFreeSGD
+from stepd.rules.sgd import SGD as SGD
+from stepd.rules.yogi import Yogi as Yogi

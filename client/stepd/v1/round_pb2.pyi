@@ -1,0 +1,103 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Outcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    OUTCOME_UNSPECIFIED: _ClassVar[Outcome]
+    OUTCOME_APPLIED: _ClassVar[Outcome]
+    OUTCOME_SKIPPED: _ClassVar[Outcome]
+    OUTCOME_FAILED: _ClassVar[Outcome]
+OUTCOME_UNSPECIFIED: Outcome
+OUTCOME_APPLIED: Outcome
+OUTCOME_SKIPPED: Outcome
+OUTCOME_FAILED: Outcome
+
+class Member(_message.Message):
+    __slots__ = ("worker", "incarnation", "rank")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    worker: str
+    incarnation: int
+    rank: int
+    def __init__(self, worker: _Optional[str] = ..., incarnation: _Optional[int] = ..., rank: _Optional[int] = ...) -> None: ...
+
+class RoundId(_message.Message):
+    __slots__ = ("round", "attempt")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    attempt: int
+    def __init__(self, round: _Optional[int] = ..., attempt: _Optional[int] = ...) -> None: ...
+
+class ExactSum(_message.Message):
+    __slots__ = ("units", "overflow")
+    UNITS_FIELD_NUMBER: _ClassVar[int]
+    OVERFLOW_FIELD_NUMBER: _ClassVar[int]
+    units: bytes
+    overflow: bool
+    def __init__(self, units: _Optional[bytes] = ..., overflow: bool = ...) -> None: ...
+
+class NormPart(_message.Message):
+    __slots__ = ("powers", "maximum")
+    POWERS_FIELD_NUMBER: _ClassVar[int]
+    MAXIMUM_FIELD_NUMBER: _ClassVar[int]
+    powers: ExactSum
+    maximum: float
+    def __init__(self, powers: _Optional[_Union[ExactSum, _Mapping]] = ..., maximum: _Optional[float] = ...) -> None: ...
+
+class NonfiniteContribution(_message.Message):
+    __slots__ = ("member", "parameter")
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    PARAMETER_FIELD_NUMBER: _ClassVar[int]
+    member: Member
+    parameter: int
+    def __init__(self, member: _Optional[_Union[Member, _Mapping]] = ..., parameter: _Optional[int] = ...) -> None: ...
+
+class GatheredSums(_message.Message):
+    __slots__ = ("run_norms", "group_norms", "nonfinite", "overflow")
+    RUN_NORMS_FIELD_NUMBER: _ClassVar[int]
+    GROUP_NORMS_FIELD_NUMBER: _ClassVar[int]
+    NONFINITE_FIELD_NUMBER: _ClassVar[int]
+    OVERFLOW_FIELD_NUMBER: _ClassVar[int]
+    run_norms: _containers.RepeatedCompositeFieldContainer[NormPart]
+    group_norms: _containers.RepeatedCompositeFieldContainer[NormPart]
+    nonfinite: _containers.RepeatedCompositeFieldContainer[NonfiniteContribution]
+    overflow: bool
+    def __init__(self, run_norms: _Optional[_Iterable[_Union[NormPart, _Mapping]]] = ..., group_norms: _Optional[_Iterable[_Union[NormPart, _Mapping]]] = ..., nonfinite: _Optional[_Iterable[_Union[NonfiniteContribution, _Mapping]]] = ..., overflow: bool = ...) -> None: ...
+
+class GroupRates(_message.Message):
+    __slots__ = ("lr", "clip_scale")
+    LR_FIELD_NUMBER: _ClassVar[int]
+    CLIP_SCALE_FIELD_NUMBER: _ClassVar[int]
+    lr: float
+    clip_scale: float
+    def __init__(self, lr: _Optional[float] = ..., clip_scale: _Optional[float] = ...) -> None: ...
+
+class Decision(_message.Message):
+    __slots__ = ("id", "outcome", "step", "groups", "grad_norm", "clip_scale", "members", "nonfinite", "quarantined")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    GRAD_NORM_FIELD_NUMBER: _ClassVar[int]
+    CLIP_SCALE_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    NONFINITE_FIELD_NUMBER: _ClassVar[int]
+    QUARANTINED_FIELD_NUMBER: _ClassVar[int]
+    id: RoundId
+    outcome: Outcome
+    step: int
+    groups: _containers.RepeatedCompositeFieldContainer[GroupRates]
+    grad_norm: float
+    clip_scale: float
+    members: _containers.RepeatedCompositeFieldContainer[Member]
+    nonfinite: _containers.RepeatedCompositeFieldContainer[NonfiniteContribution]
+    quarantined: _containers.RepeatedCompositeFieldContainer[Member]
+    def __init__(self, id: _Optional[_Union[RoundId, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, str]] = ..., step: _Optional[int] = ..., groups: _Optional[_Iterable[_Union[GroupRates, _Mapping]]] = ..., grad_norm: _Optional[float] = ..., clip_scale: _Optional[float] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., nonfinite: _Optional[_Iterable[_Union[NonfiniteContribution, _Mapping]]] = ..., quarantined: _Optional[_Iterable[_Union[Member, _Mapping]]] = ...) -> None: ...

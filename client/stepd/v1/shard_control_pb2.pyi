@@ -1,0 +1,85 @@
+from stepd.v1 import round_pb2 as _round_pb2
+from stepd.v1 import run_pb2 as _run_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class PrepareRunRequest(_message.Message):
+    __slots__ = ("run_id", "spec", "layout")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    spec: _run_pb2.RunSpec
+    layout: _run_pb2.Layout
+    def __init__(self, run_id: _Optional[str] = ..., spec: _Optional[_Union[_run_pb2.RunSpec, _Mapping]] = ..., layout: _Optional[_Union[_run_pb2.Layout, _Mapping]] = ...) -> None: ...
+
+class PrepareRunResponse(_message.Message):
+    __slots__ = ("bytes",)
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    bytes: int
+    def __init__(self, bytes: _Optional[int] = ...) -> None: ...
+
+class SealRunRequest(_message.Message):
+    __slots__ = ("run",)
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    def __init__(self, run: _Optional[str] = ...) -> None: ...
+
+class SealRunResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DropRunRequest(_message.Message):
+    __slots__ = ("run",)
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    def __init__(self, run: _Optional[str] = ...) -> None: ...
+
+class DropRunResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GatherRoundRequest(_message.Message):
+    __slots__ = ("run", "id", "members", "clip", "reduction", "deterministic", "quarantined")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    CLIP_FIELD_NUMBER: _ClassVar[int]
+    REDUCTION_FIELD_NUMBER: _ClassVar[int]
+    DETERMINISTIC_FIELD_NUMBER: _ClassVar[int]
+    QUARANTINED_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    id: _round_pb2.RoundId
+    members: _containers.RepeatedCompositeFieldContainer[_round_pb2.Member]
+    clip: _run_pb2.ClipSpec
+    reduction: _run_pb2.Reduction
+    deterministic: bool
+    quarantined: _containers.RepeatedCompositeFieldContainer[_round_pb2.Member]
+    def __init__(self, run: _Optional[str] = ..., id: _Optional[_Union[_round_pb2.RoundId, _Mapping]] = ..., members: _Optional[_Iterable[_Union[_round_pb2.Member, _Mapping]]] = ..., clip: _Optional[_Union[_run_pb2.ClipSpec, _Mapping]] = ..., reduction: _Optional[_Union[_run_pb2.Reduction, str]] = ..., deterministic: bool = ..., quarantined: _Optional[_Iterable[_Union[_round_pb2.Member, _Mapping]]] = ...) -> None: ...
+
+class GatherRoundResponse(_message.Message):
+    __slots__ = ("arrived", "sums")
+    ARRIVED_FIELD_NUMBER: _ClassVar[int]
+    SUMS_FIELD_NUMBER: _ClassVar[int]
+    arrived: _round_pb2.Member
+    sums: _round_pb2.GatheredSums
+    def __init__(self, arrived: _Optional[_Union[_round_pb2.Member, _Mapping]] = ..., sums: _Optional[_Union[_round_pb2.GatheredSums, _Mapping]] = ...) -> None: ...
+
+class FinishRoundRequest(_message.Message):
+    __slots__ = ("run", "decision")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    DECISION_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    decision: _round_pb2.Decision
+    def __init__(self, run: _Optional[str] = ..., decision: _Optional[_Union[_round_pb2.Decision, _Mapping]] = ...) -> None: ...
+
+class FinishRoundResponse(_message.Message):
+    __slots__ = ("step",)
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    def __init__(self, step: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,229 @@
+"""A worker of a run: what a training process holds."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from stepd.buffers import Array, Buffers, copy_into
+from stepd.contribution import Contribution
+from stepd.definitions import RunSpec
+from stepd.errors import InvalidArgument, StepdError
+from stepd.exchange import Exchange
+from stepd.limits import METRIC_NAME_CHARS_MAX, METRICS_MAX
+from stepd.membership import Membership
+from stepd.parameters import check_gradients
+from stepd.policies import Missing
+from stepd.reading import Reading
+from stepd.results import Receipt, StepResult
+from stepd.settings import Unfit, fit, refuse, shown
+from stepd.streams import RunStreams
+from stepd.transfer import bytes_of
+from stepd.v1 import coordinator_pb2, round_pb2
+
+
+class Worker:
+    """One member of a run, from `Run.join` to `leave`; a context manager. For one thread at a time: others wait.
+
+    A gradient counts once, however often it has to be sent. A `step` that was interrupted or gave up is still on its
+    way: the next call first sees to it that it arrives, and only then sends another.
+    """
+
+    def __init__(self, spec: RunSpec, streams: RunStreams, exchange: Exchange) -> None:
+        """Not to be called: `Run.join` makes workers."""
+        self._session = streams.session
+        self._run = spec.name
+        self._missing: Missing = spec.missing
+        self._table = streams.table
+        self._exchange = exchange
+        self._membership = exchange.membership
+        self._reading = Reading(streams.plan, streams.table, Buffers())
+        self._copies = Buffers(2)
+        self._lock = threading.Lock()
+        self._sums: dict[int, Array] = {}
+        self._summed = 0
+        # A worker that nobody holds any more must not keep its place; the lease then runs out.
+        self._abandon = weakref.finalize(self, self._membership.abandon)
+
+    def __repr__(self) -> str:
+        return f"Worker(run={self._run!r}, id={self.id!r}, rank={self.rank})"
+
+    @property
+    def id(self) -> str:
+        """The worker's name in the run."""
+        return self._membership.member.worker
+
+    @property
+    def rank(self) -> int:
+        """From 0; unique in the run."""
+        return self._membership.member.rank
+
+    # --- Steps --------------------------------------------------------------------------------------------------
+
+    def pull(
+        self,
+        *,
+        names: Iterable[str] | None = None,
+        dtype: Any = None,
+        out: Mapping[str, Array] | None = None,
+    ) -> dict[str, Array]:
+        """Read the parameters, all of one version: after the round that this worker pushed to last.
+
+        Args:
+            names: only these.
+            dtype: cast all to it; None gives each its own.
+            out: arrays to write into, by name; they are the result then. After an error their content is undefined.
+
+        Raises:
+            NonFiniteGradient: the round that was awaited failed, and the run says that every worker is told.
+        """
+        with self._lock:
+            wanted = self._reading.want(names=names, dtype=dtype, out=out)
+            if wanted.picture.shards:
+                self._session.run(self._exchange.pull(wanted.picture, wanted.regions))
+            return wanted.arrays()
+
+    def push(self, grads: Mapping[str, Any], *, weight: float = 1.0) -> Receipt:
+        """Send a contribution without waiting for its step. The arrays may be changed afterwards.
+
+        Args:
+            grads: name to gradient; may leave parameters out.
+            weight: of this contribution, in runs with reduce="weighted".
+        """
+        with self._lock:
+            arrays = check_gradients(self._table, grads, self._missing)
+            # The round may be gathered again, so a gradient is needed until it is decided.
+            contribution = Contribution.of(copy_into(self._copies, arrays), _weight(weight))
+            return self._session.run(self._exchange.push(contribution))
+
+    def step(self, grads: Mapping[str, Any] | None = None, *, weight: float = 1.0) -> StepResult:
+        """Send a contribution, wait until the round is decided, and read the parameters after it.
+
+        Args:
+            grads: name to gradient; may leave parameters out. None: the mean of what was accumulated. Given besides
+                accumulated ones, it is the last of them.
+            weight: of this contribution, in runs with reduce="weighted".
+
+        Raises:
+            NonFiniteGradient: somebody's gradient was not finite, and the run was created with on_nonfinite="error".
+        """
+        with self._lock:
+            arrays, own = self._gradient(grads)
+            contribution = Contribution.of(arrays, _weight(weight))
+            wanted = self._reading.want()
+            try:
+                settled = self._session.run(
+                    self._exchange.step(contribution, wanted.picture, wanted.regions), meanwhile=wanted.arrays
+                )
+            except BaseException:
+                self._keep(contribution, arrays, own=own)
+                raise
+            decision = settled.decision
+            return StepResult(
+                step=settled.step,
+                params=wanted.arrays(),
+                lr=[group.lr for group in decision.groups],
+                grad_norm=decision.grad_norm,
+                clip_scale=decision.clip_scale,
+                skipped=decision.outcome != round_pb2.OUTCOME_APPLIED,
+                receipt=contribution.receipt(decision, self._membership.member),
+            )
+
+    def accumulate(self, grads: Mapping[str, Any]) -> None:
+        """Add the gradient of a micro-batch to those that the next `step` sends the mean of. Copies."""
+        with self._lock:
+            self._accumulate(grads)
+
+    def zero_grad(self) -> None:
+        """Drop what was accumulated."""
+        with self._lock:
+            self._sums, self._summed = {}, 0
+
+    def _accumulate(self, grads: Mapping[str, Any]) -> None:
+        for id_, array in check_gradients(self._table, grads, self._missing).items():
+            if id_ in self._sums:
+                self._sums[id_] += array
+            else:
+                self._sums[id_] = array.copy()
+        self._summed += 1
+
+    def _gradient(self, grads: Mapping[str, Any] | None) -> tuple[dict[int, Array], bool]:
+        """What a step is to send, and whether it is in memory of our own."""
+        if not self._summed:
+            if grads is None:
+                raise InvalidArgument(
+                    "step: nothing to send: give gradients, or call accumulate first", expected="gradients", given=None
+                )
+            return check_gradients(self._table, grads, self._missing), False
+        if grads is not None:
+            self._accumulate(grads)
+        mean = dict(sorted(self._sums.items()))
+        for total in mean.values():
+            np.divide(total, self._summed, out=total)
+        self._sums, self._summed = {}, 0
+        return mean, True
+
+    def _keep(self, contribution: Contribution, arrays: Mapping[int, Array], *, own: bool) -> None:
+        """After a step that broke off: what is under way is needed still, and the caller's arrays are the caller's."""
+        if self._exchange.held is contribution:
+            if not own:
+                copies = copy_into(self._copies, arrays)
+                contribution.views = {id_: bytes_of(copy) for id_, copy in copies.items()}
+        elif own and contribution.round < 0:
+            self._sums, self._summed = dict(arrays), 1  # not begun: the mean waits for the next step
+
+    # --- Membership ---------------------------------------------------------------------------------------------
+
+    def report(self, **metrics: float) -> None:
+        """Show numbers, such as a loss, to whoever watches the run. Returns at once."""
+        if len(metrics) > METRICS_MAX:
+            refuse("report", "metrics", len(metrics), f"at most {METRICS_MAX}")
+        numbers = {}
+        for name, value in metrics.items():
+            if not 1 <= len(name) <= METRIC_NAME_CHARS_MAX:
+                refuse("report", "name", name, f"1 to {METRIC_NAME_CHARS_MAX} characters")
+            try:
+                numbers[name] = float(value)
+            except (TypeError, ValueError):
+                refuse("report", name, value, "a number")
+        self._membership.report(numbers)
+
+    def leave(self) -> None:
+        """Give the place in the run up. May be repeated, and is no error if the fleet is gone.
+
+        What every shard has acknowledged still counts.
+        """
+        self._abandon.detach()
+        with contextlib.suppress(StepdError):  # the client is closed: nobody can be told
+            self._session.run(self._membership.leave(self._exchange.acknowledged))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.leave()
+
+
+async def join(spec: RunSpec, streams: RunStreams, request: coordinator_pb2.JoinRunRequest) -> Worker:
+    """Become a member. In the session's loop."""
+    answer: coordinator_pb2.JoinRunResponse = await streams.session.ask("JoinRun", request)
+    exchange = Exchange(streams, answer.run.round.round)
+    lease = request.lease.seconds + request.lease.nanos * 1e-9
+    exchange.membership = Membership(streams.session, spec.name, answer.member, lease, exchange.on_round)
+    return Worker(spec, streams, exchange)
+
+
+def _weight(weight: float) -> float:
+    try:
+        number = fit(float, weight)
+    except Unfit:
+        number = np.nan
+    if not isinstance(number, float) or not number > 0:
+        refuse("contribution", "weight", shown(weight), "a positive finite number")
+    return number

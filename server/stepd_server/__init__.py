@@ -1,0 +1,1 @@
+"""The servers of stepd: `python -m stepd_server serve | coordinator | shard`."""

@@ -1,0 +1,70 @@
+"""What an owner may change on a live run: UpdateRun as a function from spec to spec. Pure."""
+
+from __future__ import annotations
+
+from stepd import specs
+from stepd.definitions import RunSpec
+from stepd.errors import FailedPrecondition, InvalidArgument
+from stepd.schedules import base_for
+from stepd.settings import refuse
+from stepd.v1 import coordinator_pb2, run_pb2
+from stepd_server.coordinator.abilities import check_trainable
+
+
+def changed(
+    message: run_pb2.RunSpec, request: coordinator_pb2.UpdateRunRequest, *, step: int, members: int
+) -> tuple[run_pb2.RunSpec, RunSpec]:
+    """The spec with the changes, in both forms.
+
+    Args:
+        message: the present spec; is not changed.
+        request: what to change.
+        step: steps applied: a rate is set as of here.
+        members: how many workers have joined.
+    """
+    after = run_pb2.RunSpec()
+    after.CopyFrom(message)
+    if request.HasField("clip"):
+        if request.drop_clip:
+            refuse(f"run {message.name!r}", "drop_clip", True, "false together with clip")
+        after.clip.CopyFrom(request.clip)
+    if request.drop_clip:
+        after.ClearField("clip")
+    if request.HasField("sync"):
+        after.sync.CopyFrom(request.sync)
+    if request.HasField("schedule"):
+        after.schedule.CopyFrom(request.schedule)
+    if request.HasField("rate"):
+        _set_rate(after, specs.run_from_proto(after), request.rate, step)
+    spec = specs.run_from_proto(after)
+    check_trainable(spec)
+    workers = spec.sync.workers
+    if workers is not None and workers < members:
+        raise FailedPrecondition(
+            f"run {spec.name!r} cannot take exactly {workers} workers: {members} have joined",
+            reason="RUN_FULL",
+            run=spec.name,
+            expected=workers,
+            given=members,
+        )
+    return after, spec
+
+
+def _set_rate(after: run_pb2.RunSpec, spec: RunSpec, change: coordinator_pb2.RateChange, step: int) -> None:
+    """Set base rates so that the schedule gives the rate now, and goes on from there."""
+    if change.HasField("group") and change.group >= len(spec.groups):
+        refuse(f"run {spec.name!r}", "group", change.group, f"the index of one of {len(spec.groups)} groups")
+    for group in [change.group] if change.HasField("group") else range(len(spec.groups)):
+        schedule = spec.schedule_of(group)
+        base = base_for(schedule, step, change.lr)
+        if base < 0:
+            lowest = schedule.rate(step, 0.0)
+            raise InvalidArgument(
+                f"the rate of group {group} cannot be set to {change.lr} at step {step}: {schedule!r} gives at least "
+                f"{lowest} there",
+                group=group,
+                step=step,
+                expected=lowest,
+                given=change.lr,
+            )
+        after.groups[group].optimizer.hyperparameters["lr"].number = base

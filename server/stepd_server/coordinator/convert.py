@@ -1,0 +1,125 @@
+"""The words of a round to and from the wire."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from stepd import specs
+from stepd.v1 import round_pb2, run_pb2, shard_control_pb2
+from stepd_server.coordinator.events import Gather
+from stepd_server.coordinator.vocabulary import (
+    Decision,
+    GroupRates,
+    Member,
+    Nonfinite,
+    NormPart,
+    Outcome,
+    RoundId,
+    Sums,
+)
+from stepd_server.exact import ExactSum
+
+_OUTCOMES: Final = {
+    Outcome.APPLIED: round_pb2.OUTCOME_APPLIED,
+    Outcome.SKIPPED: round_pb2.OUTCOME_SKIPPED,
+    Outcome.FAILED: round_pb2.OUTCOME_FAILED,
+}
+_OUTCOMES_BACK: Final = {number: outcome for outcome, number in _OUTCOMES.items()}
+_REDUCTIONS: Final = {
+    "mean": run_pb2.REDUCTION_MEAN,
+    "sum": run_pb2.REDUCTION_SUM,
+    "weighted": run_pb2.REDUCTION_WEIGHTED,
+}
+
+
+class Senseless(ValueError):
+    """A shard has sent what cannot be."""
+
+
+def member_to_proto(member: Member) -> round_pb2.Member:
+    return round_pb2.Member(worker=member.worker, incarnation=member.incarnation, rank=member.rank)
+
+
+def member_from_proto(message: round_pb2.Member) -> Member:
+    return Member(message.worker, message.incarnation, message.rank)
+
+
+def id_to_proto(id_: RoundId) -> round_pb2.RoundId:
+    return round_pb2.RoundId(round=id_.round, attempt=id_.attempt)
+
+
+def id_from_proto(message: round_pb2.RoundId) -> RoundId:
+    return RoundId(message.round, message.attempt)
+
+
+def _nonfinite_to_proto(found: Iterable[Nonfinite]) -> list[round_pb2.NonfiniteContribution]:
+    return [
+        round_pb2.NonfiniteContribution(member=member_to_proto(one.member), parameter=one.parameter) for one in found
+    ]
+
+
+def _nonfinite_from_proto(found: Iterable[round_pb2.NonfiniteContribution]) -> tuple[Nonfinite, ...]:
+    return tuple(Nonfinite(member_from_proto(one.member), one.parameter) for one in found)
+
+
+def _part_from_proto(message: round_pb2.NormPart) -> NormPart | None:
+    match message.WhichOneof("part"):
+        case "powers":
+            return ExactSum.from_proto(message.powers)
+        case "maximum":
+            return message.maximum
+    return None
+
+
+def sums_from_proto(message: round_pb2.GatheredSums, groups: int) -> Sums:
+    """What a shard found; Senseless if it does not fit the number of groups."""
+    nonfinite = _nonfinite_from_proto(message.nonfinite)
+    if nonfinite or message.overflow:
+        return Sums(nonfinite=nonfinite, overflow=message.overflow)
+    run_norms = [_part_from_proto(part) for part in message.run_norms]
+    group_norms = tuple(_part_from_proto(part) for part in message.group_norms)
+    whole = [part for part in run_norms if part is not None]
+    if not len(whole) == len(group_norms) == len(run_norms) == groups:
+        raise Senseless(f"sums of {len(whole)} and {len(group_norms)} groups, the run has {groups}")
+    return Sums(tuple(whole), group_norms)
+
+
+def decision_to_proto(decision: Decision) -> round_pb2.Decision:
+    return round_pb2.Decision(
+        id=id_to_proto(decision.id),
+        outcome=_OUTCOMES[decision.outcome],
+        step=decision.step,
+        groups=[round_pb2.GroupRates(lr=group.lr, clip_scale=group.clip_scale) for group in decision.groups],
+        grad_norm=decision.grad_norm,
+        clip_scale=decision.clip_scale,
+        members=map(member_to_proto, decision.members),
+        nonfinite=_nonfinite_to_proto(decision.nonfinite),
+        quarantined=map(member_to_proto, decision.quarantined),
+    )
+
+
+def decision_from_proto(message: round_pb2.Decision) -> Decision:
+    return Decision(
+        id=id_from_proto(message.id),
+        outcome=_OUTCOMES_BACK[message.outcome],
+        step=message.step,
+        groups=tuple(GroupRates(group.lr, group.clip_scale) for group in message.groups),
+        grad_norm=message.grad_norm,
+        clip_scale=message.clip_scale,
+        members=tuple(map(member_from_proto, message.members)),
+        nonfinite=_nonfinite_from_proto(message.nonfinite),
+        quarantined=tuple(map(member_from_proto, message.quarantined)),
+    )
+
+
+def gather_to_proto(run: str, gather: Gather) -> shard_control_pb2.GatherRoundRequest:
+    return shard_control_pb2.GatherRoundRequest(
+        run=run,
+        id=id_to_proto(gather.id),
+        members=map(member_to_proto, gather.members),
+        clip=specs.clip_to_proto(gather.clip) if gather.clip else None,
+        reduction=_REDUCTIONS[gather.reduction],
+        deterministic=gather.deterministic,
+        quarantined=map(member_to_proto, gather.quarantined),
+    )

@@ -1,0 +1,138 @@
+"""Carries out what the rounds of one run want of the shards, and brings back what becomes of it.
+
+For each shard there is at most one FinishRound and one GatherRound under way. Both are sent at once, the decision
+first: a shard gathers the next round when it has finished the last, and no round trip lies between. A call that breaks
+off is made again for as long as the shard counts as here (every call may be repeated); when it is away, rounds say
+what is wanted of it once it is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Final, TypeAlias
+
+import grpc
+import grpc.aio
+
+from stepd.v1 import shard_control_pb2
+from stepd_server.coordinator import convert
+from stepd_server.coordinator.convert import Senseless
+from stepd_server.coordinator.events import Arrived, Event, Finish, Finished, Gather, Gathered, ShardLost
+from stepd_server.coordinator.fleet import Fleet
+
+logger = logging.getLogger(__name__)
+
+Call: TypeAlias = Callable[[], Awaitable[None]]
+
+# Waiting before a broken call is made again: doubled from the one to the other.
+_RETRY_S_MIN: Final = 0.02
+_RETRY_S_MAX: Final = 0.5
+# Every call has a deadline. A shard that hangs is noticed long before, as it stops registering.
+_FINISH_S: Final = 120.0
+_GATHER_S: Final = 3600.0
+# Answers that repeating does not change: the shard does not hold what the run counts on.
+_FINAL: Final = frozenset(
+    {
+        grpc.StatusCode.NOT_FOUND,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.DATA_LOSS,
+        grpc.StatusCode.UNIMPLEMENTED,
+    }
+)
+
+
+class Driver:
+    """The shards' side of one run."""
+
+    def __init__(self, run: str, groups: int, fleet: Fleet, tell: Callable[[Event], None]) -> None:
+        """Args:
+        tell: takes events; never called from within `gather` or `finish`.
+        """
+        self._run = run
+        self._groups = groups
+        self._fleet = fleet
+        self._tell = tell
+        self._gathers: dict[int, asyncio.Task[None]] = {}
+        self._finishes: dict[int, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def finish(self, action: Finish) -> None:
+        request = shard_control_pb2.FinishRoundRequest(
+            run=self._run, decision=convert.decision_to_proto(action.decision)
+        )
+        for shard in action.shards:
+            self._start(self._finishes, shard, "FinishRound", partial(self._finish_once, shard, request))
+
+    def gather(self, action: Gather) -> None:
+        request = convert.gather_to_proto(self._run, action)
+        for shard in action.shards:
+            self._start(self._gathers, shard, "GatherRound", partial(self._gather_once, shard, request))
+
+    def abandon(self, shard: int) -> None:
+        """Stop calling a shard that is away."""
+        for tasks in (self._gathers, self._finishes):
+            if task := tasks.pop(shard, None):
+                task.cancel()
+
+    async def stop(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _start(self, tasks: dict[int, asyncio.Task[None]], shard: int, name: str, call: Call) -> None:
+        older = tasks.get(shard)
+        # What leads to this action may be told from within the older call: that one is at its end.
+        if older and older is not asyncio.current_task():
+            older.cancel()
+        task = tasks[shard] = asyncio.create_task(self._insist(shard, name, call), name=f"{name} on shard {shard}")
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            logger.error("run %r: %s broke off", self._run, task.get_name(), exc_info=error)
+
+    async def _insist(self, shard: int, name: str, call: Call) -> None:
+        """Make a call until it is answered for good."""
+        pause = _RETRY_S_MIN
+        while True:
+            try:
+                return await call()
+            except grpc.aio.AioRpcError as error:
+                about = f"{name} of run {self._run!r} on shard {shard}: {error.code().name}: {error.details()}"
+                if error.code() in _FINAL:
+                    logger.error("%s", about)  # noqa: TRY400 (its traceback says nothing)
+                    return self._tell(ShardLost(shard, f"cannot go on: {error.details()}"))
+                logger.info("%s; again in %g s", about, pause)
+            except Senseless as error:
+                return self._tell(ShardLost(shard, f"gave sums that make no sense: {error}"))
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _RETRY_S_MAX)
+
+    async def _finish_once(self, shard: int, request: shard_control_pb2.FinishRoundRequest) -> None:
+        response = await self._fleet.shards[shard].control.FinishRound(request, timeout=_FINISH_S)
+        self._tell(Finished(shard, request.decision.id.round, response.step))
+
+    async def _gather_once(self, shard: int, request: shard_control_pb2.GatherRoundRequest) -> None:
+        id_ = convert.id_from_proto(request.id)
+        call = self._fleet.shards[shard].control.GatherRound(request, timeout=_GATHER_S)
+        async for message in call:
+            if not message.HasField("sums"):
+                self._tell(Arrived(shard, id_, convert.member_from_proto(message.arrived)))
+                continue
+            self._tell(Gathered(shard, id_, convert.sums_from_proto(message.sums, self._groups)))
+            # Read to the end: dropping the call would cancel it on the shard.
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                async for _ in call:
+                    pass
+            return
+        raise grpc.aio.AioRpcError(
+            grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), "the stream ended without sums"
+        )

@@ -1,0 +1,358 @@
+"""The synchronous round as a state machine: events in, actions out. No sockets, threads, tasks or clocks.
+
+A run goes from round to round. Shards gather the contributions of the members and report sums; when all have, there is
+one decision; it is recorded, then told, and at once the shards are asked to gather the next round: a shard starts on
+it when it has finished the last. Only when every shard has finished round t can round t + 1 be decided, so shards are
+never more than one decision apart, and the last decision is all that a coordinator must remember.
+
+    waiting      fewer members than the policy wants
+    gathering    an attempt is under way
+    finishing    as well, but some shard has yet to carry out the last decision
+    recovering   a shard is away; what was gathered is dropped, and the round starts over when it is back
+    lost         a shard has lost its part; nothing goes on
+
+An attempt is over when a member of it is lost before its contribution is whole on every shard, when values that are
+not finite are left out, when a shard goes away, or when what it is to add up changes. The next attempt has the next
+number and whoever is a member then; workers send their gradient again by themselves.
+
+A worker that joins in the middle of a round takes part
+- in this round, as a new attempt, while no contribution has arrived on any shard and nobody has left who might have
+  contributed: a worker has computed nothing in vain, and workers that start together step together;
+- in the next one otherwise: nobody sends a gradient twice for a newcomer. Its first round is fixed with that; should
+  nobody else be left in the round before, that round ends as skipped rather than to ask a newcomer who waits for it.
+
+A worker that leaves (or is lost) when its contribution is whole on every shard stays in this round and is gone after
+it. Should the round start over, its contribution is gone as well: there is nobody to send it again.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from typing import Final
+
+from stepd.definitions import RunSpec
+from stepd_server.coordinator import decision as decisions
+from stepd_server.coordinator.attempt import Attempt
+from stepd_server.coordinator.events import (
+    Action,
+    Arrived,
+    Event,
+    Finish,
+    Finished,
+    Gather,
+    Gathered,
+    Lost,
+    MemberJoined,
+    MemberLeft,
+    MemberLost,
+    PolicyChanged,
+    Record,
+    RecordAttempt,
+    ShardAway,
+    ShardBack,
+    ShardLost,
+)
+from stepd_server.coordinator.policy import policy_of
+from stepd_server.coordinator.vocabulary import Decision, Member, Nonfinite, RoundId
+
+
+class Phase(enum.Enum):
+    WAITING = "waiting"
+    GATHERING = "gathering"
+    FINISHING = "finishing"
+    RECOVERING = "recovering"
+    LOST = "lost"
+
+
+class Rounds:
+    """The rounds of one run.
+
+    Attributes:
+        step: steps applied.
+        id: the attempt that is gathered now, or will be next.
+        last: the latest decision.
+    """
+
+    def __init__(
+        self,
+        shards: int,
+        spec: RunSpec,
+        *,
+        last: Decision | None = None,
+        attempt: int = 0,
+        away: Iterable[int] = (),
+    ) -> None:
+        """A new run; or, with what a coordinator before this one recorded, an old one without members.
+
+        Args:
+            shards: how many there are.
+            spec: of the run; its parameters are of no interest here.
+            last: the last recorded decision.
+            attempt: the first of the next round that has not been given away.
+            away: shards that have yet to say where they stand.
+        """
+        self._all: Final = tuple(range(shards))
+        self._spec = spec
+        self._policy = policy_of(spec.sync)
+        self.last = last
+        self.step = last.step if last else 0
+        self.id = RoundId(last.id.round + 1 if last else 0, attempt)
+        # Members, each with the first round that takes its contribution.
+        self._since: dict[Member, int] = {}
+        self._attempt: Attempt | None = None
+        # Of this round, over its attempts.
+        self._nonfinite: tuple[Nonfinite, ...] = ()
+        self._left_out: frozenset[Member] = frozenset()
+        # Shards that have yet to carry out the last decision, as far as is known, and shards that do not answer.
+        self._unfinished: set[int] = set(self._all) if last else set()
+        self._away: set[int] = set(away)
+        self._lost = ""
+        self._actions: list[Action] = []
+
+    # --- What others see ------------------------------------------------------------------------------------------
+
+    @property
+    def phase(self) -> Phase:
+        if self._lost:
+            return Phase.LOST
+        elif self._away:
+            return Phase.RECOVERING
+        elif self._unfinished:
+            return Phase.FINISHING
+        return Phase.GATHERING if self._attempt else Phase.WAITING
+
+    @property
+    def waits_for_members(self) -> int:
+        """How many more members the round needs before it can be gathered."""
+        return 0 if self._attempt else self._policy.missing(len(self._since))
+
+    @property
+    def problem(self) -> str:
+        """One sentence on why nothing goes on; empty if it does."""
+        if self._lost:
+            return self._lost
+        elif self._away:
+            away = ", ".join(map(str, sorted(self._away)))
+            return f"shard {away} is away" if len(self._away) == 1 else f"shards {away} are away"
+        elif missing := self.waits_for_members:
+            return f"waits for {missing} more worker{'s' * (missing > 1)}, has {len(self._since)}"
+        return ""
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """By group: the rate of the next step."""
+        return decisions.rates(self._spec, self.step)
+
+    def first_round_of(self, member: Member) -> RoundId:
+        """The attempt that wants the member's next contribution, or the first round that will."""
+        first = self.id.round + 1 if member in self._left_out else self._since.get(member, 0)
+        return self.id if first <= self.id.round else RoundId(first, 0)
+
+    def takes_part(self, member: Member) -> bool:
+        """Whether the attempt that is gathered now counts on the member."""
+        return self._attempt is not None and member in self._attempt.members
+
+    def __repr__(self) -> str:
+        """Everything that matters, in one line."""
+        parts = [f"{self.phase.value} {self.id} at step {self.step}"]
+        if self._attempt:
+            parts.append(str(self._attempt))
+        members = sorted(self._since, key=lambda member: member.rank)
+        later = {m: first for m, first in self._since.items() if first > self.id.round}
+        names = [f"{m} (from round {later[m]})" if m in later else str(m) for m in members]
+        parts.append("members " + (" ".join(names) or "none"))
+        if self._left_out:
+            parts.append("left out " + " ".join(map(str, sorted(self._left_out))))
+        if self._unfinished:
+            parts.append(f"unfinished on {' '.join(map(str, sorted(self._unfinished)))}")
+        if self.problem:
+            parts.append(self.problem)
+        return "; ".join(parts)
+
+    # --- Events ---------------------------------------------------------------------------------------------------
+
+    def apply(self, event: Event) -> list[Action]:
+        """Take an event in; the answer is what is to be done, in order."""
+        self._actions = []
+        match event:
+            case MemberJoined(member):
+                self._join(member)
+            case MemberLeft(member, contributed):
+                self._leave(member, contributed)
+            case MemberLost(member):
+                self._lose(member)
+            case Arrived() | Gathered():
+                self._take_in(event)
+            case Finished():
+                self._finish(event)
+            case ShardAway(shard):
+                self._away.add(shard)
+                self._start_over()
+            case ShardBack():
+                self._take_back(event)
+            case ShardLost(shard, problem):
+                self._give_up(f"shard {shard} {problem}")
+            case PolicyChanged(spec):
+                self._change(spec)
+        self._advance()
+        return self._actions
+
+    def _join(self, member: Member) -> None:
+        older = next((m for m in self._since if m.worker == member.worker), None)
+        if older is not None:
+            if older.incarnation >= member.incarnation:
+                return
+            del self._since[older]
+        if self._attempt and self._may_start_over_for_newcomer(older):
+            self._start_over()
+        self._since[member] = self.id.round + (self._attempt is not None)
+
+    def _may_start_over_for_newcomer(self, older: Member | None) -> bool:
+        assert self._attempt is not None
+        if older in self._attempt.members:
+            return True  # it will not contribute under its old incarnation any more
+        return not self._attempt.has_arrivals and all(member in self._since for member in self._attempt.members)
+
+    def _leave(self, member: Member, contributed: RoundId | None) -> None:
+        # The worker has receipts of every shard: they may have overtaken the shards' word to us.
+        if member in self._since and contributed != self.id:
+            self._lose(member)
+        self._since.pop(member, None)
+
+    def _lose(self, member: Member) -> None:
+        # Also one that has left: it may have claimed a contribution that never arrived.
+        self._since.pop(member, None)
+        if self.takes_part(member) and not self._whole(member):
+            self._start_over()
+
+    def _take_in(self, event: Arrived | Gathered) -> None:
+        if self._attempt is None or event.id != self.id:
+            return
+        if isinstance(event, Arrived):
+            self._attempt.arrive(event.shard, event.member)
+        else:
+            self._attempt.gather(event.shard, event.sums)
+
+    def _whole(self, member: Member) -> bool:
+        return self._attempt is not None and self._attempt.is_whole(member, self._all)
+
+    def _finish(self, event: Finished) -> None:
+        if self.last is None or event.round != self.last.id.round or event.shard not in self._unfinished - self._away:
+            return
+        if event.step != self.last.step:
+            self._give_up(
+                f"shard {event.shard} finished round {event.round} at step {event.step}, not {self.last.step}"
+            )
+            return
+        self._unfinished.discard(event.shard)
+
+    def _take_back(self, event: ShardBack) -> None:
+        if event.shard not in self._away or self._lost:
+            return
+        self._away.discard(event.shard)
+        stands = (event.round, event.step)
+        if event.torn:
+            self._give_up(f"shard {event.shard} died in the middle of a step and its part is torn")
+        elif stands == (self.id.round, self.step):
+            self._unfinished.discard(event.shard)
+        elif self.last and event.shard in self._unfinished and stands == (self.last.id.round, self.last.step_before):
+            self._actions.append(Finish((event.shard,), self.last))
+        else:
+            self._give_up(
+                f"shard {event.shard} came back at round {event.round}, step {event.step}; "
+                f"the run is at round {self.id.round}, step {self.step}"
+            )
+
+    def _change(self, spec: RunSpec) -> None:
+        before, self._spec = self._spec, spec
+        self._policy = policy_of(spec.sync)
+        if self._attempt is None:
+            return
+        takes_part = {*self._attempt.members, *self._left_out}
+        # A changed limit of the norm, like a rate, needs no new sums: the decision uses the latest.
+        if _what_is_summed(before) != _what_is_summed(spec) or self._policy.missing(len(takes_part)):
+            self._start_over()
+
+    # --- Going on -------------------------------------------------------------------------------------------------
+
+    def _advance(self) -> None:
+        """Go on as far as nothing stands in the way."""
+        if self._lost or self._away:
+            return
+        if self._attempt is not None:
+            if not self._unfinished and self._attempt.is_gathered(self._all):
+                self._judge(self._attempt)
+            return
+        present = [member for member, first in self._since.items() if first <= self.id.round]
+        contributors = self._policy.contributors([m for m in present if m not in self._left_out])
+        if not self._policy.missing(len(present)) and contributors:
+            self._gather(contributors)
+        elif not self._policy.missing(len(self._since)) and not self._unfinished:
+            # Nobody is left in this round, but there are enough for the next.
+            self._decide(decisions.nobody_left(self._spec), ())
+
+    def _gather(self, members: tuple[Member, ...]) -> None:
+        self._attempt = Attempt(members)
+        if self.id.attempt:
+            self._actions.append(RecordAttempt(self.id))
+        sync = self._spec.sync
+        left_out = tuple(sorted(self._left_out, key=lambda member: member.rank))
+        self._actions.append(
+            Gather(self._all, self.id, members, self._spec.clip, sync.reduce, sync.deterministic, left_out),
+        )
+
+    def _start_over(self) -> None:
+        """The attempt is over, if there is one. The next number is good for the next one even if nobody is there yet:
+        whoever asks meanwhile is told of it."""
+        if self._attempt is not None:
+            self._attempt = None
+            self.id = RoundId(self.id.round, self.id.attempt + 1)
+
+    def _judge(self, attempt: Attempt) -> None:
+        sums = [attempt.sums[shard] for shard in self._all]
+        found = decisions.merge_nonfinite(one for part in sums for one in part.nonfinite)
+        if not found:
+            self._decide(decisions.judge(self._spec, sums), attempt.members)
+            return
+        self._nonfinite = decisions.merge_nonfinite((*self._nonfinite, *found))
+        if self._spec.on_nonfinite == "quarantine":
+            self._left_out |= {one.member for one in found}
+            if self._left_out.issuperset(attempt.members):
+                self._decide(decisions.nobody_left(self._spec), ())
+                return
+            self._start_over()
+            self._advance()
+        else:
+            self._decide(decisions.not_finite(self._spec), attempt.members)
+
+    def _decide(self, ending: decisions.Ending, members: tuple[Member, ...]) -> None:
+        decision = decisions.decide(
+            self._spec,
+            ending,
+            id=self.id,
+            step=self.step,
+            members=members,
+            nonfinite=self._nonfinite,
+            quarantined=tuple(sorted(self._left_out, key=lambda member: member.rank)),
+        )
+        self._actions += [Record(decision), Finish(self._all, decision)]
+        self.last, self.step = decision, decision.step
+        self.id = RoundId(self.id.round + 1, 0)
+        self._attempt = None
+        self._nonfinite, self._left_out = (), frozenset()
+        self._unfinished = set(self._all)
+        self._advance()
+
+    def _give_up(self, problem: str) -> None:
+        if not self._lost:
+            self._lost = problem
+            self._attempt = None
+            self._actions.append(Lost(problem))
+
+
+def _what_is_summed(spec: RunSpec) -> tuple[object, ...]:
+    """What shards must know to gather: their sums are of no use if it changes."""
+    clip = spec.clip
+    norm_type = decisions.norm_type(clip.norm if clip else None)
+    return (clip.value if clip else None, norm_type, spec.sync.reduce, spec.sync.deterministic)

@@ -1,0 +1,280 @@
+"""One run: its rounds with everything around them. Events come in from members, shards and owner; all on one loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import count
+from typing import Final
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from stepd import specs
+from stepd.definitions import RunSpec
+from stepd.errors import FailedPrecondition, NotFound
+from stepd.v1 import coordinator_pb2, run_pb2
+from stepd_server.coordinator import convert, decision, events
+from stepd_server.coordinator.changes import changed
+from stepd_server.coordinator.driver import Driver
+from stepd_server.coordinator.fleet import Fleet
+from stepd_server.coordinator.membership import Membership, Seat, check_metrics
+from stepd_server.coordinator.policy import policy_of
+from stepd_server.coordinator.rounds import Phase, Rounds
+from stepd_server.coordinator.store import RunRecord, RunStore
+from stepd_server.coordinator.vocabulary import Decision, Member, RoundId
+from stepd_server.coordinator.watch import Reports, Watchers
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Clocks:
+    """Attributes:
+    steady: seconds that only grow, for leases.
+    wall: seconds since the epoch, for people.
+    """
+
+    steady: Callable[[], float]
+    wall: Callable[[], float]
+
+
+class Run:
+    """A run, loading or started.
+
+    Attributes:
+        record: what it is; kept in its file.
+        loading_since: on the steady clock; until when its parameters may be awaited is counted from here.
+    """
+
+    def __init__(
+        self, record: RunRecord, store: RunStore, fleet: Fleet, incarnations: count[int], clocks: Clocks
+    ) -> None:
+        self.record = record
+        self.loading_since = clocks.steady()
+        self._spec: RunSpec = specs.run_from_proto(record.prepared.spec)
+        self._store = store
+        self._fleet = fleet
+        self._clocks = clocks
+        self._membership = Membership(record.name, incarnations)
+        self._driver: Final = Driver(record.name, len(self._spec.groups), fleet, self.tell)
+        self._rounds: Rounds | None = None
+        self._watchers = Watchers()
+        self._reports = Reports()
+        # Why nothing goes on though the rounds would; empty: it does.
+        self._broken = ""
+
+    @property
+    def name(self) -> str:
+        return self.record.name
+
+    @property
+    def started(self) -> bool:
+        return self._rounds is not None
+
+    # --- Life -----------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Its parameters are loaded: open the first round as soon as there are workers."""
+        self._write(dataclasses.replace(self.record, started=True))
+        away = [shard.index for shard in self._fleet.shards if not shard.ready]
+        self._rounds = Rounds(len(self._fleet.shards), self._spec, away=away)
+
+    def restore(self) -> None:
+        """Take it up where an earlier coordinator left it: without members; shards have yet to say where they stand."""
+        self._rounds = Rounds(
+            len(self._fleet.shards),
+            self._spec,
+            last=self._store.last_decision,
+            attempt=self._store.next_attempt(),
+            away=range(len(self._fleet.shards)),
+        )
+
+    def set_bytes(self, total: int) -> None:
+        self._write(dataclasses.replace(self.record, state_bytes=total))
+
+    async def close(self, *, deleted: bool) -> None:
+        """Stop everything; whoever watches a deleted run is told."""
+        self._broken = "it is closed"
+        if deleted:
+            self._watchers.close(NotFound(f"run {self.name!r} was deleted", reason="RUN_NOT_FOUND", run=self.name))
+        await self._driver.stop()
+
+    def _write(self, record: RunRecord) -> None:
+        self._store.write_record(record)
+        self.record = record
+
+    # --- Rounds ---------------------------------------------------------------------------------------------------
+
+    def tell(self, event: events.Event) -> None:
+        """Take an event in and do at once what follows from it, in order."""
+        if self._rounds is None or self._broken:
+            return
+        try:
+            for action in self._rounds.apply(event):
+                self._perform(action)
+        except OSError as error:
+            # What cannot be recorded must not be told. A coordinator that starts again goes on from what is.
+            self._broken = f"the coordinator cannot record its decisions: {error}"
+            logger.exception("run %r: %s", self.name, self._broken)
+
+    def _perform(self, action: events.Action) -> None:
+        match action:
+            case events.Gather():
+                self._driver.gather(action)
+            case events.Record(decided):
+                self._store.write_decision(decided)
+            case events.Finish():
+                self._driver.finish(action)
+                if len(action.shards) == len(self._fleet.shards):
+                    self._publish(action.decision)
+            case events.RecordAttempt(id_):
+                self._store.write_attempt(id_)
+            case events.Lost(problem):
+                logger.error("run %r is lost: %s", self.name, problem)
+
+    def _publish(self, decided: Decision) -> None:
+        self._watchers.publish(
+            coordinator_pb2.WatchRunResponse(
+                decision=convert.decision_to_proto(decided),
+                decided_at=timestamp(self._clocks.wall()),
+                metrics=self._reports.take_means(),
+            )
+        )
+
+    def shard_away(self, index: int) -> None:
+        self._driver.abandon(index)
+        self.tell(events.ShardAway(index))
+
+    def shard_back(self, index: int, held: coordinator_pb2.HeldRun | None) -> None:
+        """A shard is here that was not, or another process of it than before."""
+        self.shard_away(index)
+        if held is None or held.run_id != self.record.run_id:
+            self.tell(events.ShardLost(index, "does not hold its part of the run any more"))
+        else:
+            self.tell(events.ShardBack(index, held.round, held.step, held.torn))
+
+    # --- Members --------------------------------------------------------------------------------------------------
+
+    def join(self, request_id: str, name: str, rank: int | None, lease: float) -> Seat:
+        self._going_rounds()
+        seat, new = self._membership.join(
+            policy_of(self._spec.sync),
+            name=name,
+            rank=rank,
+            lease=lease,
+            request_id=request_id,
+            now=self._clocks.steady(),
+            joined_at=self._clocks.wall(),
+        )
+        if new:
+            logger.info("run %r: %s joins with rank %d", self.name, seat.member, seat.member.rank)
+            self.tell(events.MemberJoined(seat.member))
+        return seat
+
+    def renew(self, member: Member, metrics: dict[str, float]) -> RoundId:
+        """Keep a membership alive; the attempt that wants the member's next contribution."""
+        rounds = self._going_rounds()
+        seat = self._membership.renew(member, self._clocks.steady())
+        check_metrics({**seat.metrics, **metrics})
+        seat.metrics |= metrics
+        self._reports.add(member.worker, metrics)
+        return rounds.first_round_of(member)
+
+    def leave(self, member: Member, contributed: RoundId | None) -> None:
+        if self._membership.leave(member):
+            logger.info("run %r: %s leaves", self.name, member)
+            self.tell(events.MemberLeft(member, contributed))
+
+    def expire_leases(self) -> None:
+        for member in self._membership.expire(self._clocks.steady()):
+            logger.info("run %r: the lease of %s has run out", self.name, member)
+            self.tell(events.MemberLost(member))
+
+    def _going_rounds(self) -> Rounds:
+        if self._rounds is None:
+            raise FailedPrecondition(
+                f"run {self.name!r} has not started: its initial parameters are not all loaded",
+                reason="RUN_NOT_STARTED",
+                run=self.name,
+            )
+        if self.status == coordinator_pb2.RUN_STATUS_LOST:
+            raise FailedPrecondition(f"run {self.name!r} is lost: {self.problem}", reason="RUN_LOST", run=self.name)
+        return self._rounds
+
+    # --- Owner ----------------------------------------------------------------------------------------------------
+
+    def update(self, request: coordinator_pb2.UpdateRunRequest) -> None:
+        message, spec = changed(self.record.prepared.spec, request, step=self.step, members=len(self._membership))
+        prepared = type(self.record.prepared)()
+        prepared.CopyFrom(self.record.prepared)
+        prepared.spec.CopyFrom(message)
+        self._write(dataclasses.replace(self.record, prepared=prepared))
+        self._spec = spec
+        self.tell(events.PolicyChanged(spec))
+
+    def watching(self) -> AbstractContextManager[AsyncIterator[coordinator_pb2.WatchRunResponse]]:
+        return self._watchers.watching()
+
+    # --- What others see ------------------------------------------------------------------------------------------
+
+    @property
+    def step(self) -> int:
+        return self._rounds.step if self._rounds else 0
+
+    @property
+    def status(self) -> coordinator_pb2.RunStatus:
+        rounds = self._rounds
+        if rounds is None:
+            return coordinator_pb2.RUN_STATUS_LOADING
+        elif self._broken or rounds.phase is Phase.LOST:
+            return coordinator_pb2.RUN_STATUS_LOST
+        elif rounds.phase is Phase.RECOVERING:
+            return coordinator_pb2.RUN_STATUS_RECOVERING
+        elif rounds.waits_for_members:
+            return coordinator_pb2.RUN_STATUS_WAITING
+        return coordinator_pb2.RUN_STATUS_TRAINING
+
+    @property
+    def problem(self) -> str:
+        return self._broken or (self._rounds.problem if self._rounds else "")
+
+    @property
+    def layout(self) -> run_pb2.Layout:
+        """Where everything lies, with the places at which the shards are now."""
+        layout = run_pb2.Layout()
+        layout.CopyFrom(self.record.prepared.layout)
+        for shard, target in zip(layout.shards, self._fleet.targets, strict=True):
+            shard.target = target or shard.target
+        return layout
+
+    def state(self, *, of: Member | None = None) -> coordinator_pb2.RunState:
+        """What is known of it; for a member, `round` is the first that takes its contribution."""
+        rounds, last = self._rounds, self._rounds.last if self._rounds else None
+        at = RoundId(0, 0) if rounds is None else rounds.first_round_of(of) if of else rounds.id
+        return coordinator_pb2.RunState(
+            spec=self.record.prepared.spec,
+            status=self.status,
+            step=self.step,
+            round=convert.id_to_proto(at),
+            rates=decision.rates(self._spec, self.step),
+            workers=map(_worker_state, self._membership.seats),
+            bytes=self.record.state_bytes,
+            created_at=timestamp(self.record.created_at),
+            last_decision=convert.decision_to_proto(last) if last else None,
+            problem=self.problem,
+        )
+
+
+def _worker_state(seat: Seat) -> coordinator_pb2.WorkerState:
+    return coordinator_pb2.WorkerState(
+        member=convert.member_to_proto(seat.member), joined_at=timestamp(seat.joined_at), metrics=seat.metrics
+    )
+
+
+def timestamp(seconds: float) -> Timestamp:
+    message = Timestamp()
+    message.FromNanoseconds(int(seconds * 1e9))
+    return message

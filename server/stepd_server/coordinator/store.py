@@ -1,0 +1,167 @@
+"""What a coordinator remembers, as files that a kill at any moment leaves whole.
+
+    coordinator/epoch.0, epoch.1             how often a coordinator has started here
+    coordinator/runs/NAME/run                what the run is
+    coordinator/runs/NAME/decision.0, .1     its last decision
+    coordinator/runs/NAME/attempt.0, .1      the last attempt after the first of its round
+    coordinator/dropped/RUN_ID/run           a deleted run that some shard may still hold
+
+What changes with every step is written in turn to two files: if one is torn, the other holds what was there before,
+and nobody has been told of what came after.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from stepd.v1 import round_pb2, shard_control_pb2
+from stepd_server.coordinator import convert
+from stepd_server.coordinator.slots import Slots, read, sync_folder, unframe, write_whole
+from stepd_server.coordinator.vocabulary import Decision, RoundId
+
+_ROUND_ID: Final = struct.Struct("<QI")
+_LENGTH: Final = struct.Struct("<I")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run is, apart from where it stands.
+
+    Attributes:
+        prepared: what the shards were told: its id, spec and layout. The spec is the present one, with changed rates.
+        request_id: of the call that created it.
+        created_at: seconds since the epoch.
+        state_bytes: on all shards.
+        started: its parameters are loaded.
+    """
+
+    prepared: shard_control_pb2.PrepareRunRequest
+    request_id: str
+    created_at: float
+    state_bytes: int = 0
+    started: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.prepared.spec.name
+
+    @property
+    def run_id(self) -> str:
+        return self.prepared.run_id
+
+    def to_bytes(self) -> bytes:
+        about = json.dumps(
+            {
+                "request_id": self.request_id,
+                "created_at": self.created_at,
+                "state_bytes": self.state_bytes,
+                "started": self.started,
+            }
+        ).encode()
+        return _LENGTH.pack(len(about)) + about + self.prepared.SerializeToString()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> RunRecord:
+        (length,) = _LENGTH.unpack_from(data)
+        start = _LENGTH.size
+        about = json.loads(data[start : start + length])
+        prepared = shard_control_pb2.PrepareRunRequest.FromString(data[start + length :])
+        return cls(prepared=prepared, **about)
+
+
+class RunStore:
+    """The folder of one run."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._decision = Slots(folder, "decision")
+        self._attempt = Slots(folder, "attempt")
+
+    def write_record(self, record: RunRecord) -> None:
+        write_whole(self._folder / "run", record.to_bytes())
+
+    def write_decision(self, decision: Decision) -> None:
+        self._decision.write(convert.decision_to_proto(decision).SerializeToString())
+
+    def write_attempt(self, id_: RoundId) -> None:
+        self._attempt.write(_ROUND_ID.pack(*id_))
+
+    @property
+    def last_decision(self) -> Decision | None:
+        if self._decision.value is None:
+            return None
+        return convert.decision_from_proto(round_pb2.Decision.FromString(self._decision.value))
+
+    def next_attempt(self) -> int:
+        """The first attempt of the round after the last decision that nobody can have heard of."""
+        last = self.last_decision
+        following = last.id.round + 1 if last else 0
+        written = RoundId(*_ROUND_ID.unpack(self._attempt.value)) if self._attempt.value else RoundId(0, 0)
+        return written.attempt + 1 if written.round == following else 1
+
+
+class Damaged(Exception):
+    """A file is not what was written. The coordinator must not start: it would give names and rounds away twice."""
+
+
+class Store:
+    """The coordinator's folder."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._folder = data_dir / "coordinator"
+        self._runs = self._folder / "runs"
+        self._dropped = self._folder / "dropped"
+        for folder in (self._runs, self._dropped):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def start(self) -> int:
+        """Note that a coordinator starts; the answer says the how manieth it is."""
+        epochs = Slots(self._folder, "epoch")
+        epoch = int.from_bytes(epochs.value or b"", "little") + 1
+        epochs.write(epoch.to_bytes(8, "little"))
+        return epoch
+
+    def runs(self) -> list[RunRecord]:
+        """All runs, by name."""
+        return list(self._records(self._runs))
+
+    def dropped(self) -> list[RunRecord]:
+        """Deleted runs that some shard may still hold."""
+        return list(self._records(self._dropped))
+
+    def create(self, record: RunRecord) -> RunStore:
+        folder = self._runs / record.name
+        shutil.rmtree(folder, ignore_errors=True)  # of a creation that was broken off
+        folder.mkdir(mode=0o700)
+        store = self.run(record.name)
+        store.write_record(record)
+        sync_folder(self._runs)
+        return store
+
+    def run(self, name: str) -> RunStore:
+        return RunStore(self._runs / name)
+
+    def drop(self, record: RunRecord) -> None:
+        """Delete a run; it is remembered until `forget`, so that shards that are away can be told later."""
+        (self._runs / record.name).rename(self._dropped / record.run_id)
+        sync_folder(self._runs)
+
+    def forget(self, record: RunRecord) -> None:
+        shutil.rmtree(self._dropped / record.run_id, ignore_errors=True)
+
+    def _records(self, folder: Path) -> Iterator[RunRecord]:
+        for path in sorted(folder.iterdir()):
+            data = read(path / "run")
+            if not data:
+                shutil.rmtree(path, ignore_errors=True)  # killed before the run was written: nobody knows of it
+                continue
+            whole = unframe(data)
+            if whole is None:
+                raise Damaged(f"{path / 'run'} is not what was written: its checksum does not fit")
+            yield RunRecord.from_bytes(whole[1])

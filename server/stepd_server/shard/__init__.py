@@ -1,0 +1,1 @@
+"""A shard: a piece of every run's parameters with its buffers. Takes gradients, gives parameters."""

@@ -1,0 +1,163 @@
+"""A run's memory on a shard: mapped files, so that the death of the process leaves them as they are.
+
+run.pb          what the run was prepared with, written last
+journal         counters: where the run stands, and whether a step was under way
+updates         for each slice, how often its parameter was updated (torch's state["step"])
+scalars         for each slice, what else its rule keeps for its parameter: a row as long as the longest of any rule
+parameters      the masters, flat
+accumulator     the gradient of the round, flat
+G.NAME          buffer NAME of group G's rule, flat over the group's stretch
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import shutil
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stepd.errors import ResourceExhausted
+from stepd.rules.base import Array
+from stepd.v1 import shard_control_pb2
+from stepd_server.shard.plan import Piece
+
+# Memory that is there when it is taken saves a page fault for each 4 KiB in the first step.
+_POPULATE = getattr(mmap, "MAP_POPULATE", 0)
+
+
+class Field(IntEnum):
+    """Where each number stands in the journal; each is one aligned 8-byte store."""
+
+    SEALED = 0  # 1 once the initial parameters are complete
+    INTENT = 1  # rounds whose applying has begun: one more than ROUND while a step is under way
+    ROUND = 2  # rounds finished
+    STEP = 3  # steps applied
+
+
+class Arena:
+    """The arrays of one run's piece."""
+
+    def __init__(self, folder: Path, piece: Piece, prepared: shard_control_pb2.PrepareRunRequest) -> None:
+        """Map the files in `folder`, making those that are not there."""
+        self.folder = folder
+        self.piece = piece
+        self.run_id = prepared.run_id
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.journal = _map(folder / "journal", len(Field), np.dtype("<i8"))
+            self.updates = _map(folder / "updates", len(piece.slices), np.dtype("<i8"))
+            self._scalars = _map(folder / "scalars", len(piece.slices) * piece.scalars, np.dtype("<f8"))
+            self.parameters: Array = _map(folder / "parameters", piece.size, piece.dtype)
+            self.accumulator: Array = _map(folder / "accumulator", piece.size, piece.dtype)
+            self.buffers: tuple[tuple[Array, ...], ...] = tuple(
+                tuple(
+                    _map(folder / f"{index}.{buffer.name}", group.stop - group.start, piece.dtype)
+                    for buffer in group.rule.buffers()
+                )
+                for index, group in enumerate(piece.groups)
+            )
+            _write_whole(folder / "run.pb", prepared.SerializeToString())
+        except OSError as error:
+            self.remove()
+            if error.errno not in (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT):
+                raise
+            raise ResourceExhausted(
+                f"no room for run {piece.spec.name!r}: its piece needs {_bytes_needed(piece)} bytes in {folder.parent}",
+                needed=_bytes_needed(piece),
+            ) from error
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of parameters, buffers and accumulator."""
+        return _bytes_needed(self.piece)
+
+    @property
+    def sealed(self) -> bool:
+        return bool(self.journal[Field.SEALED])
+
+    @property
+    def round(self) -> int:
+        return int(self.journal[Field.ROUND])
+
+    @property
+    def step(self) -> int:
+        return int(self.journal[Field.STEP])
+
+    @property
+    def torn(self) -> bool:
+        """Whether the process died in the middle of a step."""
+        return bool(self.journal[Field.INTENT] != self.journal[Field.ROUND])
+
+    def seal(self) -> None:
+        """The initial parameters are complete: fill the buffers and open the run."""
+        for group, arrays in zip(self.piece.groups, self.buffers, strict=True):
+            for buffer, array in zip(group.rule.buffers(), arrays, strict=True):
+                own = buffer.initial == "parameter"
+                array[:] = self.parameters[group.start : group.stop] if own else buffer.initial
+        for index in range(len(self.piece.slices)):
+            rule = self.piece.groups[self.piece.group_of(index)].rule
+            self.set_scalars(index, tuple(scalar.initial for scalar in rule.scalars()))
+        self.journal[Field.SEALED] = 1
+
+    def scalars(self, index: int, count: int) -> tuple[float, ...]:
+        """The first `count` scalars of a slice, which are all that its rule keeps."""
+        start = index * self.piece.scalars
+        return tuple(self._scalars[start : start + count].tolist())
+
+    def set_scalars(self, index: int, values: tuple[float, ...]) -> None:
+        start = index * self.piece.scalars
+        self._scalars[start : start + len(values)] = values
+
+    def begin(self) -> None:
+        """A step is about to change the arrays."""
+        self.journal[Field.INTENT] = self.round + 1
+
+    def finish(self, step: int) -> None:
+        """The round is over, and `step` steps have been applied."""
+        self.journal[Field.STEP] = step
+        self.journal[Field.INTENT] = self.round + 1
+        self.journal[Field.ROUND] = self.round + 1
+
+    def remove(self) -> None:
+        """Delete the files. The memory is free when nobody refers to the arrays any more."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def read_prepared(folder: Path) -> shard_control_pb2.PrepareRunRequest | None:
+    """What the run in `folder` was prepared with; None if that was never finished."""
+    try:
+        return shard_control_pb2.PrepareRunRequest.FromString((folder / "run.pb").read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+def _bytes_needed(piece: Piece) -> int:
+    arrays = 2 * piece.size + sum((g.stop - g.start) * len(g.rule.buffers()) for g in piece.groups)
+    return arrays * piece.dtype.itemsize
+
+
+def _map(path: Path, size: int, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """The array in a file of exactly this size, which is made with zeros if it is not there."""
+    if size == 0:
+        return np.empty(0, dtype)
+    length = size * dtype.itemsize
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        # Without this a full disk shows as SIGBUS in the middle of a step.
+        os.posix_fallocate(descriptor, 0, length)
+        mapping = mmap.mmap(descriptor, length, flags=mmap.MAP_SHARED | _POPULATE)
+    finally:
+        os.close(descriptor)
+    return np.frombuffer(mapping, dtype)
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write a file that is there whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)

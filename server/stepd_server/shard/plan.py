@@ -1,0 +1,155 @@
+"""What a shard's piece of a run is made of, derived once from the spec and the layout. Pure."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from stepd.errors import InvalidArgument
+from stepd.layout import Slice, flat_starts, slices_of
+from stepd.rules import Rule
+from stepd.specs import optimizer_from_proto
+from stepd.v1 import run_pb2
+
+Bools = np.ndarray[Any, np.dtype[np.bool_]]
+Counts = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True)
+class Span:
+    """Consecutive elements of the flat space that are worked on together: one block, or several small tensors.
+
+    Attributes:
+        start, stop: in the flat space.
+        group: whose rule applies.
+        slice: index of the first slice in it; all have had the same number of updates.
+        blocks: where in the span each block begins, relative to `start`: sums are rounded once for each block.
+    """
+
+    start: int
+    stop: int
+    group: int
+    slice: int
+    blocks: Counts
+
+
+@dataclass(frozen=True)
+class GroupPiece:
+    """The part of a group that lies on this shard: one stretch, as parameters are in the order of their groups."""
+
+    rule: Rule
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A shard's piece of a run.
+
+    Attributes:
+        spec: of the run.
+        slices: laid end to end, they are the flat space.
+        block: elements in a block.
+        dtype: of the master parameters, buffers and gradients.
+    """
+
+    spec: run_pb2.RunSpec
+    slices: tuple[Slice, ...]
+    block: int
+    dtype: np.dtype[Any]
+
+    @classmethod
+    def of(cls, spec: run_pb2.RunSpec, layout: run_pb2.Layout, index: int) -> Piece:
+        if index >= len(layout.shards):
+            raise InvalidArgument(
+                f"run {spec.name!r} is laid out over {len(layout.shards)} shards, this is shard {index}", given=index
+            )
+        dtype = np.dtype("<f8") if layout.dtype == run_pb2.D_TYPE_FLOAT64 else np.dtype("<f4")
+        return cls(spec, slices_of(layout.shards[index]), layout.block_elements, dtype)
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """Where each slice begins in the flat space, and where the last one ends."""
+        return flat_starts(self.slices)
+
+    @property
+    def size(self) -> int:
+        """Elements in the flat space."""
+        return self.starts[-1]
+
+    @cached_property
+    def groups(self) -> tuple[GroupPiece, ...]:
+        of_slice = [self.group_of(i) for i in range(len(self.slices))]
+        return tuple(
+            GroupPiece(
+                optimizer_from_proto(group.optimizer),
+                self.starts[bisect_left(of_slice, index)],
+                self.starts[bisect_right(of_slice, index)],
+            )
+            for index, group in enumerate(self.spec.groups)
+        )
+
+    @cached_property
+    def scalars(self) -> int:
+        """The most scalars that a rule keeps for a parameter."""
+        return max((len(group.rule.scalars()) for group in self.groups), default=0)
+
+    def group_of(self, slice_index: int) -> int:
+        return self.spec.parameters[self.slices[slice_index].parameter].group
+
+    def parameter_at(self, offset: int) -> int:
+        """Id of the parameter that the element at `offset` belongs to."""
+        return self.slices[bisect_right(self.starts, offset) - 1].parameter
+
+    def covered(self, ranges: Iterable[tuple[int, int]]) -> Bools:
+        """Which slices lie in ranges [start, stop). Raise if a range is not of whole slices, or they do not ascend."""
+        touched = np.zeros(len(self.slices), np.bool_)
+        at = 0
+        for start, stop in ranges:
+            first, last = bisect_left(self.starts, start), bisect_left(self.starts, stop)
+            whole = last < len(self.starts) and self.starts[first] == start and self.starts[last] == stop
+            if not whole or not at <= start < stop:
+                raise InvalidArgument(
+                    f"ranges must ascend and be of whole slices of the shard's layout, got [{start}, {stop})",
+                    reason="BAD_CHUNK",
+                    given=f"[{start}, {stop})",
+                )
+            touched[first:last] = True
+            at = stop
+        return touched
+
+    def spans(self, touched: Bools, updates: Counts) -> list[Span]:
+        """The spans of the touched slices, in order.
+
+        Neighbours share a span while together they are no larger than a block, so that ten thousand small tensors cost
+        what one large one does; but only if they share group and number of updates, which is all that a rule sees,
+        unless it keeps scalars: these may differ from parameter to parameter.
+        """
+        alone = [bool(group.rule.scalars()) for group in self.groups]
+        spans: list[Span] = []
+        blocks: list[int] = []
+        start = stop = slice_index = -1
+        key: tuple[int, int, int] | None = None
+
+        def close() -> None:
+            if key is not None:
+                spans.append(Span(start, stop, key[0], slice_index, np.array(blocks, np.int64)))
+
+        for i in np.flatnonzero(touched).tolist():
+            group = self.group_of(i)
+            mine = (group, int(updates[i]), i if alone[group] else -1)
+            for begin in range(self.starts[i], self.starts[i + 1], self.block):
+                end = min(begin + self.block, self.starts[i + 1])
+                if key == mine and begin == stop and end - start <= self.block:
+                    blocks.append(begin - start)
+                else:
+                    close()
+                    start, slice_index, key, blocks = begin, i, mine, [0]
+                stop = end
+        close()
+        return spans

@@ -1,0 +1,165 @@
+"""The shard's two services: thin handlers over its runs."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+
+from stepd import wire
+from stepd.errors import InvalidArgument, NotFound
+from stepd.v1 import coordinator_pb2, shard_control_pb2, shard_control_pb2_grpc, shard_pb2
+from stepd_server.shard.arena import Arena, read_prepared
+from stepd_server.shard.plan import Piece
+from stepd_server.shard.run import ShardRun
+
+log = logging.getLogger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Header = TypeVar("Header", shard_pb2.PushHeader, shard_pb2.LoadParametersHeader)
+
+
+class ShardService(shard_control_pb2_grpc.ShardControlServicer):
+    """All runs of one shard. A restarted shard finds them in its folder."""
+
+    def __init__(self, data_dir: Path, index: int) -> None:
+        self._index = index
+        self._folder = data_dir / f"shard-{index}" / "runs"
+        self._runs: dict[str, ShardRun] = {}
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for folder in sorted(self._folder.iterdir()):
+            self._reopen(folder)
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Register both services."""
+        shard_control_pb2_grpc.add_ShardControlServicer_to_server(self, server)
+        # Bulk messages are taken as bytes and read by stepd.wire.
+        handlers = {
+            "LoadParameters": grpc.stream_unary_rpc_method_handler(
+                self.load_parameters, response_serializer=shard_pb2.LoadParametersResponse.SerializeToString
+            ),
+            "Push": grpc.stream_unary_rpc_method_handler(
+                self.push, response_serializer=shard_pb2.PushResponse.SerializeToString
+            ),
+            "Pull": grpc.unary_stream_rpc_method_handler(
+                self.pull, request_deserializer=shard_pb2.PullRequest.FromString
+            ),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("stepd.v1.Shard", handlers),))
+
+    def held_runs(self) -> list[coordinator_pb2.HeldRun]:
+        """What the coordinator is told at registration."""
+        return [
+            coordinator_pb2.HeldRun(
+                run=run.name,
+                run_id=run.arena.run_id,
+                round=run.arena.round,
+                step=run.arena.step,
+                torn=run.arena.torn,
+            )
+            for run in self._runs.values()
+            if run.arena.sealed
+        ]
+
+    async def stop(self) -> None:
+        """End every call; the files stay."""
+        for run in self._runs.values():
+            await run.close()
+
+    # --- Shard --------------------------------------------------------------------------------------------------
+
+    async def load_parameters(self, stream: AsyncIterator[bytes], _: Context) -> shard_pb2.LoadParametersResponse:
+        header = await _first(stream, wire.decode_load, shard_pb2.LoadParametersHeader)
+        await self._run(header.run).load(_chunks(stream))
+        return shard_pb2.LoadParametersResponse()
+
+    async def push(self, stream: AsyncIterator[bytes], _: Context) -> shard_pb2.PushResponse:
+        header = await _first(stream, wire.decode_push, shard_pb2.PushHeader)
+        return await self._run(header.run).push(header, _chunks(stream))
+
+    async def pull(self, request: shard_pb2.PullRequest, _: Context) -> AsyncGenerator[bytes, None]:
+        # Closed at once when the caller goes away: a reader holds the next step back.
+        async with aclosing(self._run(request.run).pull(request)) as messages:
+            async for message in messages:
+                yield message
+
+    # --- ShardControl -------------------------------------------------------------------------------------------
+
+    async def PrepareRun(
+        self, request: shard_control_pb2.PrepareRunRequest, _: Context
+    ) -> shard_control_pb2.PrepareRunResponse:
+        name = request.spec.name
+        if name in self._runs and self._runs[name].arena.run_id != request.run_id:
+            await self._drop(name)
+        if name not in self._runs:
+            arena = Arena(self._folder / name, Piece.of(request.spec, request.layout, self._index), request)
+            self._runs[name] = ShardRun(arena)
+        return shard_control_pb2.PrepareRunResponse(bytes=self._runs[name].arena.bytes)
+
+    async def SealRun(self, request: shard_control_pb2.SealRunRequest, _: Context) -> shard_control_pb2.SealRunResponse:
+        self._run(request.run).seal()
+        return shard_control_pb2.SealRunResponse()
+
+    async def DropRun(self, request: shard_control_pb2.DropRunRequest, _: Context) -> shard_control_pb2.DropRunResponse:
+        await self._drop(request.run)
+        return shard_control_pb2.DropRunResponse()
+
+    async def GatherRound(
+        self, request: shard_control_pb2.GatherRoundRequest, _: Context
+    ) -> AsyncGenerator[shard_control_pb2.GatherRoundResponse, None]:
+        async for message in self._run(request.run).gather(request):
+            yield message
+
+    async def FinishRound(
+        self, request: shard_control_pb2.FinishRoundRequest, _: Context
+    ) -> shard_control_pb2.FinishRoundResponse:
+        return shard_control_pb2.FinishRoundResponse(step=await self._run(request.run).finish(request.decision))
+
+    # --- Runs ---------------------------------------------------------------------------------------------------
+
+    def _run(self, name: str) -> ShardRun:
+        try:
+            return self._runs[name]
+        except KeyError:
+            raise NotFound(f"no run {name!r} on this shard", reason="RUN_NOT_FOUND", run=name) from None
+
+    async def _drop(self, name: str) -> None:
+        run = self._runs.pop(name, None)
+        if run is not None:
+            await run.close()
+            run.arena.remove()
+
+    def _reopen(self, folder: Path) -> None:
+        """Take a run up again that an earlier process left; one that never started is of no use to anybody."""
+        prepared = read_prepared(folder)
+        if prepared is not None:
+            arena = Arena(folder, Piece.of(prepared.spec, prepared.layout, self._index), prepared)
+            if arena.sealed:
+                self._runs[arena.piece.spec.name] = ShardRun(arena)
+                log.info("run %r: taken up again at step %d", arena.piece.spec.name, arena.step)
+                return
+        shutil.rmtree(folder)
+
+
+async def _first(stream: AsyncIterator[bytes], decode: Callable[[bytes], object], kind: type[Header]) -> Header:
+    """The header that every stream of chunks begins with."""
+    async for raw in stream:
+        message = decode(raw)
+        if isinstance(message, kind):
+            return message
+        break
+    raise InvalidArgument(f"a stream must begin with a {kind.__name__}", reason="BAD_CHUNK")
+
+
+async def _chunks(stream: AsyncIterator[bytes]) -> AsyncIterator[wire.Chunk]:
+    """The chunks that follow it. (One form of message for both streams: see stepd.wire.)"""
+    async for raw in stream:
+        message = wire.decode_push(raw)
+        if not isinstance(message, wire.Chunk):
+            raise InvalidArgument("a stream has one header, at its beginning", reason="BAD_CHUNK")
+        yield message

@@ -1,0 +1,192 @@
+"""Transcripts of rounds: tests/unit/rounds/*.txt, to be read as the description of how a round goes.
+
+Each holds commands, a line `----`, and what the rounds answer: the actions in order, or (nothing).
+STEPD_REWRITE=1 writes the answers anew; read the difference before keeping it.
+
+    run shards=2 workers=2 clip=1 group-clip=1 nonfinite=error lr=0.1 schedule=4     a new run (rate 0 at step 4)
+    join a                        a worker joins; again: under its next incarnation
+    leave a contributed=0/0       leaves; the latest attempt for which it has a receipt of every shard
+    lose a                        its lease runs out
+    arrived a b id=0/0 on=0,1     contributions are whole; without `id`: of this attempt; without `on`: everywhere
+    gathered on=0,1 squares=9,16 nonfinite=a:3 overflow     sums come in
+    finished on=0,1               the last decision is carried out
+    away 1, back 1 round=0 step=0 torn, broken 1 ...        a shard goes, comes, gives up
+    change workers=3              the owner changes the policy
+    restart                       another coordinator, with what was recorded
+    state                         print where things stand
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stepd.definitions import GroupSpec, ParameterSpec, RunSpec
+from stepd.policies import Clip, ClipNorm, ClipValue, Sync
+from stepd.rules import SGD
+from stepd.schedules import Linear
+from stepd_server.coordinator import events
+from stepd_server.coordinator.events import Action, Event
+from stepd_server.coordinator.rounds import Rounds
+from stepd_server.coordinator.vocabulary import Decision, Member, Nonfinite, RoundId, Sums
+from stepd_server.exact import ExactSum
+
+FOLDER = Path(__file__).parent / "rounds"
+REWRITE = bool(os.environ.get("STEPD_REWRITE"))
+
+
+def spec_of(options: dict[str, str]) -> RunSpec:
+    value = ClipValue(float(options["clip-value"])) if "clip-value" in options else None
+    norm = ClipNorm(float(options["clip"])) if "clip" in options else None
+    own = Clip(ClipNorm(float(options["group-clip"]))) if "group-clip" in options else None
+    return RunSpec(
+        name="digits",
+        parameters=(ParameterSpec("w", (4,), np.dtype(np.float32)),),
+        groups=(GroupSpec(SGD(lr=float(options.get("lr", "0.1"))), clip=own),),
+        schedule=Linear(total_steps=int(options["schedule"])) if "schedule" in options else None,
+        clip=Clip(norm, value) if norm or value else None,
+        sync=Sync(workers=int(options["workers"]) if options.get("workers", "any") != "any" else None),
+        on_nonfinite=options.get("nonfinite", "skip"),
+    )
+
+
+class Run:
+    """A run with its recorded decision, as a coordinator's file holds it."""
+
+    def __init__(self) -> None:
+        self.shards = 1
+        self.options: dict[str, str] = {}
+        self.members: dict[str, Member] = {}
+        self.recorded: Decision | None = None
+        self.attempt = RoundId(0, 0)
+        self.rounds = Rounds(1, spec_of({}))
+
+    def command(self, line: str) -> list[str]:
+        name, *words = line.split()
+        options = dict(word.split("=", 1) for word in words if "=" in word)
+        plain = [word for word in words if "=" not in word]
+        handler: Callable[[list[str], dict[str, str]], list[str]] = getattr(self, f"do_{name}")
+        return handler(plain, options)
+
+    def apply(self, *happened: Event) -> list[str]:
+        actions = [action for event in happened for action in self.rounds.apply(event)]
+        for action in actions:
+            self._record(action)
+        return [str(action) for action in actions] or ["(nothing)"]
+
+    def _record(self, action: Action) -> None:
+        if isinstance(action, events.Record):
+            self.recorded = action.decision
+        elif isinstance(action, events.RecordAttempt):
+            self.attempt = action.id
+
+    def do_run(self, _: list[str], options: dict[str, str]) -> list[str]:
+        self.shards = int(options.pop("shards", "1"))
+        self.options, self.members, self.recorded, self.attempt = options, {}, None, RoundId(0, 0)
+        self.rounds = Rounds(self.shards, spec_of(options))
+        return [repr(self.rounds)]
+
+    def do_restart(self, *_: object) -> list[str]:
+        following = self.recorded.id.round + 1 if self.recorded else 0
+        attempt = self.attempt.attempt + 1 if self.attempt.round == following else 1
+        spec = spec_of(self.options)
+        self.rounds = Rounds(self.shards, spec, last=self.recorded, attempt=attempt, away=range(self.shards))
+        return [repr(self.rounds)]
+
+    def do_state(self, *_: object) -> list[str]:
+        return [repr(self.rounds)]
+
+    def do_join(self, names: list[str], _: dict[str, str]) -> list[str]:
+        for name in names:
+            old = self.members.get(name)
+            rank = old.rank if old else len(self.members)
+            self.members[name] = Member(name, old.incarnation + 1 if old else 1, rank)
+        return self.apply(*(events.MemberJoined(self.members[name]) for name in names))
+
+    def do_leave(self, names: list[str], options: dict[str, str]) -> list[str]:
+        contributed = self._id(options["contributed"]) if "contributed" in options else None
+        return self.apply(*(events.MemberLeft(self.members[name], contributed) for name in names))
+
+    def do_lose(self, names: list[str], _: dict[str, str]) -> list[str]:
+        return self.apply(*(events.MemberLost(self.members[name]) for name in names))
+
+    def do_arrived(self, names: list[str], options: dict[str, str]) -> list[str]:
+        at, shards = self._id(options.get("id")), self._shards(options)
+        return self.apply(*(events.Arrived(s, at, self.members[name]) for name in names for s in shards))
+
+    def do_gathered(self, words: list[str], options: dict[str, str]) -> list[str]:
+        at, shards = self._id(options.get("id")), self._shards(options)
+        squares = [float(square) for square in options.get("squares", "0").split(",")]
+        found = [word.split(":") for word in options.get("nonfinite", "").split(",") if word]
+        nonfinite = tuple(Nonfinite(self.members[name], int(parameter)) for name, parameter in found)
+
+        def sums(index: int) -> Sums:
+            part = ExactSum()
+            part.add(squares[index % len(squares)])
+            own = (part if "group-clip" in self.options else None,)
+            return Sums((part,), own, nonfinite, overflow="overflow" in words)
+
+        return self.apply(*(events.Gathered(s, at, sums(i)) for i, s in enumerate(shards)))
+
+    def do_finished(self, _: list[str], options: dict[str, str]) -> list[str]:
+        last = self.rounds.last
+        assert last is not None
+        step = int(options.get("step", last.step))
+        return self.apply(
+            *(events.Finished(s, int(options.get("round", last.id.round)), step) for s in self._shards(options))
+        )
+
+    def do_away(self, shards: list[str], _: dict[str, str]) -> list[str]:
+        return self.apply(*(events.ShardAway(int(shard)) for shard in shards))
+
+    def do_back(self, words: list[str], options: dict[str, str]) -> list[str]:
+        at_round, step = int(options["round"]), int(options["step"])
+        shards = [int(word) for word in words if word != "torn"]
+        return self.apply(*(events.ShardBack(shard, at_round, step, "torn" in words) for shard in shards))
+
+    def do_broken(self, words: list[str], _: dict[str, str]) -> list[str]:
+        return self.apply(events.ShardLost(int(words[0]), " ".join(words[1:])))
+
+    def do_change(self, _: list[str], options: dict[str, str]) -> list[str]:
+        self.options |= options
+        return self.apply(events.PolicyChanged(spec_of(self.options)))
+
+    def _id(self, text: str | None) -> RoundId:
+        return RoundId(*map(int, text.split("/"))) if text else self.rounds.id
+
+    def _shards(self, options: dict[str, str]) -> list[int]:
+        return [int(shard) for shard in options["on"].split(",")] if "on" in options else list(range(self.shards))
+
+
+def replay(text: str) -> str:
+    """The transcript with the answers that are given now."""
+    run = Run()
+    written: list[str] = []
+    expected = False
+    for line in text.splitlines():
+        if line == "----":
+            expected = True
+        elif expected:
+            expected = bool(line)  # answers end with an empty line
+        elif line and not line.startswith("#"):
+            written += [line, "----", *run.command(line), ""]
+        elif line or (written and written[-1]):
+            written.append(line)
+    return "\n".join(written).rstrip("\n") + "\n"
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.txt")), ids=lambda path: path.stem)
+def test_rounds_answer_as_the_transcript_says(path: Path) -> None:
+    text = path.read_text()
+    replayed = replay(text)
+    if REWRITE:
+        path.write_text(replayed)
+    assert replayed == path.read_text()
+
+
+def test_transcripts_are_found() -> None:
+    assert len(list(FOLDER.glob("*.txt"))) >= 8
