@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from stepd import limits
+from stepd.averages import Average
 from stepd.errors import DtypeMismatch, OverlappingGroups, ResourceExhausted
 from stepd.policies import Clip, Missing, OnNonfinite, Sync
 from stepd.rules import Rule
@@ -122,6 +123,7 @@ class RunSpec(Settings):
         sync: how a step gathers contributions.
         on_nonfinite: what becomes of a round with a NaN or an infinity.
         missing: what becomes of a contribution that leaves parameters out.
+        average: of the parameters, kept beside them. None: none.
     """
 
     name: str
@@ -132,6 +134,7 @@ class RunSpec(Settings):
     sync: Sync = field(default_factory=Sync)
     on_nonfinite: OnNonfinite = "skip"
     missing: Missing = "skip"
+    average: Average | None = None
 
     def check(self) -> None:
         super().check()

@@ -135,13 +135,23 @@ class Fleet:
     async def finish(self, decision: round_pb2.Decision) -> list[int]:
         return await asyncio.gather(*(shard.finish(decision) for shard in self.shards))
 
-    async def step(self, *grads: Arrays, round: int = 0, lr: float = 1.0, **gathering: Any) -> list[Any]:
+    async def step(
+        self,
+        *grads: Arrays,
+        round: int = 0,
+        lr: float = 1.0,
+        clip_scale: float = 1.0,
+        applied: int | None = None,
+        **gathering: Any,
+    ) -> list[Any]:
         """One whole round in which every worker contributes and the step is applied; gives the shards' sums."""
         gathered = asyncio.create_task(self.gather(range(len(grads)), round, **gathering))
         await asyncio.sleep(0)
         await asyncio.gather(*(self.push(g, rank, round) for rank, g in enumerate(grads)))
         sums = await gathered
-        await self.finish(apply(round, lr, members=len(grads)))
+        decision = apply(round, lr, members=len(grads), step=applied, clip_scale=clip_scale)
+        decision.groups.extend([decision.groups[0]] * (len(self.spec.groups) - 1))
+        await self.finish(decision)
         return sums
 
     async def pull(self, **request: Any) -> dict[str, np.ndarray[Any, Any]]:

@@ -114,8 +114,9 @@ class Runs:
 
     def _lay_out(self, spec: RunSpec) -> run_pb2.Layout:
         itemsize = spec.master.itemsize
-        # A parameter, its buffers and its place in the accumulator.
-        costs = [itemsize * (2 + len(group.optimizer.buffers())) for group in spec.groups]
+        # A parameter, its place in the accumulator, its average and its buffers.
+        common = 3 if spec.average else 2
+        costs = [itemsize * (common + len(group.optimizer.buffers())) for group in spec.groups]
         pieces = lay_out(
             [parameter.size for parameter in spec.parameters],
             [costs[parameter.group] for parameter in spec.parameters],

@@ -10,6 +10,7 @@ from stepd.limits import BLOCK_ELEMENTS
 from stepd.rules import Block, Moment
 from stepd.v1 import round_pb2
 from stepd_server.shard.arena import Arena
+from stepd_server.shard.averaging import Averaging
 from stepd_server.shard.plan import Span
 from stepd_server.shard.scratch import aligned_empty
 from stepd_server.shard.sums import Shaping
@@ -18,7 +19,9 @@ from stepd_server.shard.sums import Shaping
 _SPANS_AT_ONCE = 4
 
 
-def apply_step(arena: Arena, spans: Sequence[Span], shaping: Shaping, decision: round_pb2.Decision) -> Iterator[int]:
+def apply_step(
+    arena: Arena, spans: Sequence[Span], shaping: Shaping, decision: round_pb2.Decision, averaging: Averaging
+) -> Iterator[int]:
     """Update parameters and buffers of all spans, a few at a time.
 
     Args:
@@ -26,6 +29,7 @@ def apply_step(arena: Arena, spans: Sequence[Span], shaping: Shaping, decision: 
         spans: what the contributions touched, ascending.
         shaping: what makes the sum a gradient.
         decision: the rates and factors.
+        averaging: takes in what the spans hold then.
 
     Yields:
         Up to which element of the flat space parameters are final.
@@ -54,6 +58,7 @@ def apply_step(arena: Arena, spans: Sequence[Span], shaping: Shaping, decision: 
             scalars = arena.scalars(span.slice, kept[span.group]) if kept[span.group] else ()
             at = Moment(int(arena.updates[span.slice]) + 1, lr, scalars)
             group.rule.update(block, at)
+            averaging.add(span.start, span.stop, g)
             if scalars:
                 advanced[span.slice] = group.rule.advance(at)
             if i % _SPANS_AT_ONCE == _SPANS_AT_ONCE - 1:

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from stepd.averages import Average
 from stepd.errors import InvalidArgument
 from stepd.layout import Slice, flat_starts, slices_of
 from stepd.rules import Rule
-from stepd.specs import optimizer_from_proto
+from stepd.specs import average_from_proto, optimizer_from_proto
 from stepd.v1 import run_pb2
 
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
@@ -93,6 +94,11 @@ class Piece:
             )
             for index, group in enumerate(self.spec.groups)
         )
+
+    @cached_property
+    def average(self) -> Average | None:
+        """The run's average of its parameters."""
+        return average_from_proto(self.spec.average) if self.spec.HasField("average") else None
 
     @cached_property
     def scalars(self) -> int:

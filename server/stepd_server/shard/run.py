@@ -11,11 +11,12 @@ import numpy as np
 
 from stepd import wire
 from stepd.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound, StepdError, Unavailable
-from stepd.limits import CHUNK_BYTES, READER_GRACE_S, WAIT_S
+from stepd.limits import BLOCK_ELEMENTS, CHUNK_BYTES, READER_GRACE_S, WAIT_S
 from stepd.rules.base import Array
 from stepd.v1 import round_pb2, shard_control_pb2, shard_pb2
 from stepd_server.shard.applying import apply_step
 from stepd_server.shard.arena import Arena
+from stepd_server.shard.averaging import Averaging, averaged, check_averages
 from stepd_server.shard.gathering import Contribution, Gathering, as_array, key_of, members_text, restarted
 from stepd_server.shard.signal import Signal
 
@@ -249,16 +250,23 @@ class ShardRun:
         self._changed.notify()
         # In turns with the streams and not in a thread of its own: a thread would ask for the interpreter lock some
         # fifteen times a block, and wait for the streams' use of it each time (measured: three times as long).
-        for final in apply_step(self.arena, gathering.spans, gathering.shaping, decision):
+        averaging = Averaging(self.arena, decision.step)
+        for final in apply_step(self.arena, gathering.spans, gathering.shaping, decision, averaging):
             self._applied_to = final
             self._changed.notify()
             await asyncio.sleep(0)
         self.arena.updates[gathering.touched] += 1
+        self._applied_to = self.arena.piece.size
+        self._changed.notify()
+        for _ in averaging.add_untouched(gathering.touched):
+            await asyncio.sleep(0)
 
     # --- Parameters ---------------------------------------------------------------------------------------------
 
     async def pull(self, request: shard_pb2.PullRequest) -> AsyncGenerator[bytes, None]:
-        """Stream one version of the parameters."""
+        """Stream one version of the parameters, or of their averages."""
+        if request.averaged:
+            check_averages(self.arena.piece)
         await self._wait(lambda: self._has_version(request), request.round if request.HasField("round") else None)
         # From here to the first yield nothing else runs: the version cannot change before the reader is known.
         reader = Reader()
@@ -271,14 +279,15 @@ class ShardRun:
             if request.ranges:
                 self.arena.piece.covered(ranges)
             yield wire.encode_header(shard_pb2.PullResponse, header)
-            content = self.arena.parameters.view(np.uint8).data
-            itemsize = self.arena.piece.dtype.itemsize
-            for start, stop in self._chunks(ranges):
-                if not self._is_final(stop):
-                    await self._changed.until(partial(self._is_final, stop))
+            # Averages that a rule has to be asked for are made a block at a time.
+            size = CHUNK_BYTES // self.arena.piece.dtype.itemsize
+            for start, stop in _chunks(ranges, min(size, BLOCK_ELEMENTS) if request.averaged else size):
+                # What a step leaves as it is is averaged last.
+                await self._until_final(None if request.averaged else stop)
                 if reader.cut:
                     raise self._version_passed(step)
-                yield wire.encode_chunk(start, (stop - start) * itemsize, [content[start * itemsize : stop * itemsize]])
+                content = averaged(self.arena, start, stop) if request.averaged else self.arena.parameters[start:stop]
+                yield wire.encode_chunk(start, content.nbytes, [content.view(np.uint8).data])
         finally:
             self._readers.discard(reader)
             self._changed.notify()
@@ -302,13 +311,14 @@ class ShardRun:
             return step == request.step
         return True
 
-    def _chunks(self, ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        size = CHUNK_BYTES // self.arena.piece.dtype.itemsize
-        return [(a, min(a + size, stop)) for start, stop in ranges for a in range(start, stop, size)]
+    async def _until_final(self, stop: int | None) -> None:
+        """Wait until parameters are final up to an element; None: until no step is under way."""
+        if not self._is_final(stop):
+            await self._changed.until(partial(self._is_final, stop))
 
-    def _is_final(self, stop: int) -> bool:
+    def _is_final(self, stop: int | None) -> bool:
         self._check_alive()
-        return self._applied_to is None or self._applied_to >= stop
+        return self._applied_to is None or (stop is not None and self._applied_to >= stop)
 
     def _version_passed(self, asked: int) -> Aborted:
         present = self._decision.step if self._applied_to is not None and self._decision else self.arena.step
@@ -360,6 +370,10 @@ class ShardRun:
             await asyncio.wait([self._finishing])
         self.closed = True
         self._changed.notify()
+
+
+def _chunks(ranges: list[tuple[int, int]], size: int) -> list[tuple[int, int]]:
+    return [(a, min(a + size, stop)) for start, stop in ranges for a in range(start, stop, size)]
 
 
 def _cut_short(at: int, size: int) -> StepdError:
