@@ -8,7 +8,8 @@ be imported, the fastest of its implementations on the CPU (fused, foreach, sing
 gradient ready, in the same run. memory: the bytes that any implementation must read and write, at the bandwidth with
 which this core copies in this run.
 
-Tensors are float32 and larger than any cache. Medians; nanoseconds for each parameter.
+Tensors are float32 and larger than any cache. Medians of processor time, which on one core is what the step takes when
+nothing else runs; nanoseconds for each parameter. Other programs are still felt, in caches and memory.
 """
 
 from __future__ import annotations
@@ -136,13 +137,13 @@ class Shard:
 
 
 def median(step: Callable[[], object], seconds: float) -> float:
-    """Of at least three calls, after one that warms up; more as time allows."""
+    """Processor time of at least three calls, after one that warms up; more as time allows."""
     step()
     times: list[float] = []
     while len(times) < 3 or sum(times) < seconds:
-        begin = time.perf_counter()
+        begin = time.process_time()
         step()
-        times.append(time.perf_counter() - begin)
+        times.append(time.process_time() - begin)
     return statistics.median(times)
 
 
@@ -202,7 +203,7 @@ def show(rows: list[Row], speed: float, console: Console) -> None:
     for column in ("bytes", "memory", "stepd", "torch"):
         table.add_column(column, justify="right")
     table.add_column("torch's")
-    table.add_column("stepd/torch", justify="right")
+    table.add_column("ratio", justify="right")
     table.add_column(f"stepd {'█'}, torch {'░'}, memory {'│'}", no_wrap=True)
     full = max((row.stepd for row in rows if row.reach != Reach.WHOLE.value), default=1.0)
     for row in rows:
