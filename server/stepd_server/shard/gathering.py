@@ -218,6 +218,16 @@ def restarted(run: str, round_number: int, attempt: int) -> Aborted:
     )
 
 
+def layout_changed(run: str, version: int) -> Aborted:
+    """The error for what goes by an older layout."""
+    return Aborted(
+        f"run {run!r} has version {version} of its layout: a group was added",
+        reason="LAYOUT_CHANGED",
+        run=run,
+        layout_version=version,
+    )
+
+
 def as_array(data: memoryview, dtype: np.dtype[Any]) -> Array:
     """The elements of a chunk where they lie; copied only if they lie misaligned, which NumPy is slow on."""
     array: Array = np.frombuffer(data, dtype)

@@ -10,13 +10,23 @@ from functools import partial
 import numpy as np
 
 from stepd import wire
-from stepd.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound, StepdError, Unavailable
+from stepd.errors import Aborted, FailedPrecondition, NotFound, Unavailable
 from stepd.limits import CHUNK_BYTES, READER_GRACE_S, WAIT_S
 from stepd.rules.base import Array
 from stepd.v1 import round_pb2, shard_control_pb2, shard_pb2
 from stepd_server.shard.applying import apply_step
 from stepd_server.shard.arena import Arena
-from stepd_server.shard.gathering import Contribution, Gathering, as_array, key_of, members_text, restarted
+from stepd_server.shard.extending import Extension
+from stepd_server.shard.gathering import (
+    Contribution,
+    Gathering,
+    as_array,
+    key_of,
+    layout_changed,
+    members_text,
+    restarted,
+)
+from stepd_server.shard.loading import cut_short, load
 from stepd_server.shard.signal import Signal
 
 log = logging.getLogger(__name__)
@@ -36,6 +46,8 @@ class ShardRun:
         self.arena = arena
         self.name = arena.piece.spec.name
         self.closed = False
+        # A group that is being added: the run with it, until it counts.
+        self.extension: Extension | None = None
         self._changed = Signal()
         self._gathering: Gathering | None = None
         # The latest decision that has taken effect or is being applied.
@@ -52,25 +64,9 @@ class ShardRun:
         """Take the initial parameters."""
         if self.arena.sealed:
             raise FailedPrecondition(f"run {self.name!r} has started: its parameters are not loaded any more")
-        piece = self.arena.piece
-        self._loaded = at = 0
-        async for chunk in chunks:
-            count = wire.check_chunk(chunk, at, piece.size, piece.dtype.itemsize)
-            data = as_array(chunk.data, piece.dtype)
-            finite = np.isfinite(data)
-            if not finite.all():
-                parameter = piece.parameter_at(at + int(np.argmin(finite)))
-                name = piece.spec.parameters[parameter].name
-                raise InvalidArgument(
-                    f"initial parameter {name!r} must be finite, got {data[np.argmin(finite)]}",
-                    reason="NONFINITE_PARAMETER",
-                    parameter=name,
-                )
-            self.arena.parameters[at : at + count] = data
-            at += count
-        if at != piece.size:
-            raise _cut_short(at, piece.size)
-        self._loaded = at
+        self._loaded = 0
+        await load(self.arena, 0, chunks, self._check_alive)
+        self._loaded = self.arena.piece.size
 
     def seal(self) -> None:
         """Open the run."""
@@ -104,7 +100,7 @@ class ShardRun:
             data = as_array(chunk.data, dtype)
             await self._add(gathering, contribution, data, at)
         if at != size:
-            raise _cut_short(at, size)
+            raise cut_short(at, size)
         self._check_current(gathering)
         if not contribution.whole:
             gathering.finish(contribution)
@@ -135,6 +131,8 @@ class ShardRun:
         self._check_alive()
         if header.id.round < self._round:
             return True
+        if not self._has_layout(header.layout_version):
+            return False
         gathering = self._gathering
         if gathering is None or self._finishing is not None or header.id.round > gathering.id[0]:
             return False
@@ -173,6 +171,7 @@ class ShardRun:
             raise Unavailable(f"run {self.name!r}: round {self.arena.round} is not finished, asked for {id[0]}")
         if self.arena.round > id[0] or (self._gathering is not None and self._gathering.id > id):
             raise FailedPrecondition(f"run {self.name!r}: round {id[0]} attempt {id[1]} is over")
+        self._extend_to(request.layout_version)
         if self._gathering is None or self._gathering.id < id:
             arena = self.arena
             self._gathering = Gathering(arena.piece, arena.accumulator, arena.updates, request)
@@ -255,6 +254,35 @@ class ShardRun:
             await asyncio.sleep(0)
         self.arena.updates[gathering.touched] += 1
 
+    # --- Groups that are added ----------------------------------------------------------------------------------
+
+    async def settle(self, version: int, from_round: int) -> None:
+        """Have the run be its extension of that version, when all rounds before `from_round` are finished."""
+        ready = await self._changed.until(
+            lambda: self._check_alive() and self._finishing is None and self.arena.round >= from_round, WAIT_S
+        )
+        if not ready:
+            raise Unavailable(f"run {self.name!r}: round {self.arena.round} is not finished")
+        self._extend_to(version)
+
+    def _extend_to(self, version: int) -> None:
+        extension = self.extension
+        if version <= self.arena.piece.version:
+            return
+        if extension is None or not extension.sealed or extension.version != version:
+            raise FailedPrecondition(f"run {self.name!r}: version {version} of the layout was not prepared here")
+        self.arena, self.extension = extension.settle(), None
+        self._gathering = None
+        self._changed.notify()
+        log.info("run %r: extended, version %d of the layout", self.name, version)
+
+    def _has_layout(self, version: int) -> bool:
+        """Whether a caller's layout is the present one; one that is to come may be waited for."""
+        present = self.arena.piece.version
+        if version < present:
+            raise layout_changed(self.name, present)
+        return version == present
+
     # --- Parameters ---------------------------------------------------------------------------------------------
 
     async def pull(self, request: shard_pb2.PullRequest) -> AsyncGenerator[bytes, None]:
@@ -288,6 +316,8 @@ class ShardRun:
         self._check_alive()
         if not self.arena.sealed:
             raise FailedPrecondition(f"run {self.name!r} has not started", reason="RUN_NOT_STARTED")
+        if not self._has_layout(request.layout_version):
+            return False
         if request.HasField("round") and request.round >= self._round:
             gathering = self._gathering
             if gathering is not None and request.HasField("attempt") and self._finishing is None:
@@ -360,9 +390,3 @@ class ShardRun:
             await asyncio.wait([self._finishing])
         self.closed = True
         self._changed.notify()
-
-
-def _cut_short(at: int, size: int) -> StepdError:
-    return InvalidArgument(
-        f"the stream ended after {at} of {size} elements", reason="BAD_CHUNK", expected=size, given=at
-    )
