@@ -50,8 +50,9 @@ def test_a_gradient_is_clipped_as_torch_would(
             assert result.grad_norm == pytest.approx(total, rel=1e-12)
             assert result.clip_scale == pytest.approx(scale, rel=1e-12)
             expected = {key: before - scale * grads[key] for key, before in expected.items()}
+    params = run.pull()
     for key, after in expected.items():
-        np.testing.assert_allclose(result.params[key], after, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(params[key], after, rtol=1e-12, atol=1e-12)
     run.delete()
 
 

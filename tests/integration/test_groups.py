@@ -240,3 +240,23 @@ def test_servers_that_are_killed_find_the_extended_run(name: str, when: str) -> 
             assert list(worker.pull()) == ["w", "v", "u"]
         for key, value in reference.params.items():
             np.testing.assert_allclose(params[key], value, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.02, 0.1])
+@pytest.mark.parametrize("who", ["shard", "coordinator"])
+def test_a_server_that_is_killed_while_a_group_is_added_does_not_spoil_it(name: str, who: str, delay: float) -> None:
+    """At whatever moment: it is there in the end, whole and once, and the run goes on."""
+    new = random(1, v=(2_000_000,))
+    with stepd.local(2) as fleet, stepd.connect(fleet.target, retry_for=30.0) as client:
+        run = client.create_run(name, {"w": np.zeros(70_000, np.float32)}, optimizer=stepd.SGD(lr=1.0))
+        victim = fleet.shards[1] if who == "shard" else fleet.coordinator
+        killing = threading.Timer(delay, os.kill, (victim.pid, signal.SIGKILL))
+        killing.start()
+        run.add_param_group(stepd.ParamGroup(new))
+        killing.join()
+        np.testing.assert_array_equal(run.pull()["v"], new["v"])
+        assert run.info().parameters == 2
+        with client.run(name).join() as worker:
+            params = worker.step({"w": np.ones(70_000, np.float32), "v": new["v"]}).params
+        np.testing.assert_array_equal(params["v"], np.zeros(2_000_000))
+        np.testing.assert_array_equal(params["w"], -np.ones(70_000))
