@@ -25,6 +25,7 @@ from stepd_server.shard.gathering import (
     layout_changed,
     members_text,
     restarted,
+    status_outside,
 )
 from stepd_server.shard.loading import cut_short, load
 from stepd_server.shard.signal import Signal
@@ -88,7 +89,7 @@ class ShardRun:
         await self._wait(lambda: self._admits(header), header.id.round)
         gathering = self._gathering
         if gathering is None or gathering.id != id or key_of(header.member) not in gathering.contributions:
-            return self._receipt(header, self._status_outside(header))
+            return self._receipt(header, status_outside(header, self._decision, gathering))
         contribution = gathering.begin(header)
         if contribution.whole:
             return self._receipt(header, shard_pb2.RECEIPT_STATUS_DUPLICATE)
@@ -139,20 +140,6 @@ class ShardRun:
         if header.id.attempt < gathering.id[1]:
             raise restarted(self.name, *gathering.id)
         return header.id.attempt == gathering.id[1]
-
-    def _status_outside(self, header: shard_pb2.PushHeader) -> shard_pb2.ReceiptStatus:
-        """What became of a contribution to a round that is over or does not count its sender."""
-        key = key_of(header.member)
-        decision = self._decision
-        if decision is not None and decision.id.round == header.id.round:
-            if any(key_of(m) == key for m in decision.quarantined):
-                return shard_pb2.RECEIPT_STATUS_QUARANTINED
-            if any(key_of(m) == key for m in decision.members):
-                return shard_pb2.RECEIPT_STATUS_DUPLICATE
-        gathering = self._gathering
-        if gathering is not None and gathering.id[0] == header.id.round and key in gathering.quarantined:
-            return shard_pb2.RECEIPT_STATUS_QUARANTINED
-        return shard_pb2.RECEIPT_STATUS_LATE
 
     def _receipt(self, header: shard_pb2.PushHeader, status: shard_pb2.ReceiptStatus) -> shard_pb2.PushResponse:
         return shard_pb2.PushResponse(status=status, id=header.id, step=self.arena.step)
