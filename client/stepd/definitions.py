@@ -32,6 +32,10 @@ DTYPE_NAMES: Final = ", ".join(dtype.name for dtype in DTYPES)
 _RUN_NAME: Final = re.compile(rf"[A-Za-z0-9_][A-Za-z0-9_-]{{0,{limits.RUN_NAME_CHARS_MAX - 1}}}")
 
 
+# Of runs without a schedule. Made once: making settings checks them, and every step asks.
+_CONSTANT: Final = Constant()
+
+
 def check_run_name(name: object) -> str:
     """The name, or InvalidArgument. It becomes part of file names and of metrics: no dots, no slashes."""
     if not isinstance(name, str) or not _RUN_NAME.fullmatch(name):
@@ -179,7 +183,7 @@ class RunSpec(Settings):
 
     def schedule_of(self, group: int) -> Schedule:
         """The schedule that a group follows."""
-        return self.groups[group].schedule or self.schedule or Constant()
+        return self.groups[group].schedule or self.schedule or _CONSTANT
 
 
 def master_dtype(dtypes: Iterable[DType]) -> DType:
