@@ -124,6 +124,7 @@ class RunSpec(Settings):
         on_nonfinite: what becomes of a round with a NaN or an infinity.
         missing: what becomes of a contribution that leaves parameters out.
         average: of the parameters, kept beside them. None: none.
+        optimizer: of groups that are added later without one of their own. None: that of the first group.
     """
 
     name: str
@@ -135,6 +136,7 @@ class RunSpec(Settings):
     on_nonfinite: OnNonfinite = "skip"
     missing: Missing = "skip"
     average: Average | None = None
+    optimizer: Rule | None = None
 
     def check(self) -> None:
         super().check()
@@ -191,3 +193,16 @@ def master_dtype(dtypes: Iterable[DType]) -> DType:
     """float64 if any parameter is, or else float32."""
     double = np.dtype(np.float64)
     return double if double in set(dtypes) else np.dtype(np.float32)
+
+
+def check_master(run: RunSpec, added: Iterable[ParameterSpec]) -> None:
+    """Raise DtypeMismatch for a parameter that cannot be added to a run: what is there keeps its dtype."""
+    for parameter in added:
+        if master_dtype([parameter.dtype]).itemsize > run.master.itemsize:
+            raise DtypeMismatch(
+                f"parameter {parameter.name!r}: run {run.name!r} computes in {run.master} since it was created; "
+                f"dtype must be at most that, got {parameter.dtype}",
+                parameter=parameter.name,
+                expected=str(run.master),
+                given=str(parameter.dtype),
+            )

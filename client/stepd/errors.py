@@ -215,9 +215,11 @@ ERROR_TABLE: Final[dict[str, type[StepdError]]] = {
     "ABORTED": Aborted,
     "ROUND_RESTARTED": Aborted,  # send again under the attempt in the details
     "ROUND_PENDING": Aborted,  # not decided yet: ask again; the details name who is missing
+    "LAYOUT_CHANGED": Aborted,  # a group was added: ask for the new layout and send again
     "VERSION_PASSED": Aborted,  # the version asked for has been overwritten; the details hold the present one
     "UNAVAILABLE": Unavailable,
     "FLEET_INCOMPLETE": Unavailable,  # shards have yet to register
+    "GROUP_PENDING": Unavailable,  # another group is being added to the run
     "RUN_RECOVERING": Unavailable,  # a shard of the run is away
     "DEADLINE_EXCEEDED": DeadlineExceeded,
     "INTERNAL": StepdError,

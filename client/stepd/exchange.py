@@ -15,6 +15,7 @@ from stepd.buffers import Array, Picture
 from stepd.contribution import Contribution, Settled
 from stepd.errors import Aborted, NonFiniteGradient, StepdError
 from stepd.membership import Membership
+from stepd.parameters import check_whole
 from stepd.results import Receipt
 from stepd.retry import PAUSE_S_MIN, passes
 from stepd.session import together
@@ -54,7 +55,8 @@ class Exchange:
 
     async def pull(self, picture: Picture, regions: Sequence[Array]) -> None:
         """Read the parameters: after the decision of what this worker sent last, or as they are."""
-        await self._guarded(self._pull(picture, regions))
+        if picture.shards:
+            await self._guarded(self._pull(picture, regions))
 
     def on_round(self, now: round_pb2.RoundId) -> None:
         """Told with every renewal of the lease which round is gathered: it may want our gradient again."""
@@ -72,8 +74,9 @@ class Exchange:
     # --- Each call ----------------------------------------------------------------------------------------------
 
     async def _step(self, contribution: Contribution, picture: Picture, regions: Sequence[Array]) -> Settled:
-        await self._decide_held()
-        self._begin(contribution)
+        if self._held is not contribution:  # or else the layout changed under it, and it comes with a new picture
+            await self._decide_held()
+            self._begin(contribution)
         headers = await self._carry(contribution, picture, regions)
         return await self._settle(contribution, headers, picture, regions)
 
@@ -120,6 +123,9 @@ class Exchange:
             self.membership.check()
             return await call
         except StepdError as error:
+            if error.reason == "LAYOUT_CHANGED":
+                await self._follow(self._held)
+                raise
             seen = self.membership.lost(error)
             if self._held is not None and not passes(error) and not self._held.receipts:
                 self._next = min(self._next, self._held.round) if self._held.round >= 0 else self._next
@@ -146,6 +152,8 @@ class Exchange:
         Gives the headers by shard: of a picture's pulls, of a peek at one shard, or none.
         """
         while True:
+            if self._streams.whole and not contribution.over and not contribution.receipts:
+                check_whole(self._streams.table, contribution.views)  # a group may have come in after it was made
             pushes = [self._deliver(contribution, shard) for shard in self._streams.shards]
             try:
                 if picture is not None:
@@ -156,22 +164,27 @@ class Exchange:
                     work = together((_nothing(), *pushes), self._guards())
                 headers, *_ = await work
             except Aborted as error:
-                if error.reason != "ROUND_RESTARTED":
+                if error.reason == "LAYOUT_CHANGED" and picture is None:
+                    await self._follow(contribution)
+                elif error.reason == "ROUND_RESTARTED":
+                    await self._restarted(contribution, error)
+                else:
                     raise
-                await self._restarted(contribution, error)
             else:
                 return headers
 
     async def _deliver(self, contribution: Contribution, shard: int) -> dict[int, shard_pb2.PullHeader]:
         if shard in contribution.receipts or contribution.over:
             return {}
-        push = self._streams.plan.pushes(contribution.views)[shard]
+        plan = self._streams.plan
+        push = plan.pushes(contribution.views)[shard]
         header = shard_pb2.PushHeader(
             run=self._streams.run,
             member=self.membership.member,
             id=contribution.id,
             weight=contribution.weight,
             ranges=push.ranges,
+            layout_version=plan.version,
         )
         tried = (contribution.attempt, shard)
         again = tried in contribution.begun
@@ -220,6 +233,19 @@ class Exchange:
             contribution.start_over(named.attempt)
         else:
             await asyncio.sleep(PAUSE_S_MIN)  # another round, or what we know: its own answer follows
+
+    async def _follow(self, contribution: Contribution | None) -> None:
+        """The run has a further group: know of it, and where the round stands since."""
+        before = self._streams.plan.version
+        state = await self._streams.state()
+        if contribution is not None and contribution.round >= 0:
+            now = state.round
+            if now.round > contribution.round:
+                contribution.over = True
+            elif now.round == contribution.round and now.attempt > contribution.attempt:
+                contribution.start_over(now.attempt)
+        if self._streams.plan.version == before:
+            await asyncio.sleep(PAUSE_S_MIN)  # known already, as when several shards say so
 
     async def _resend(self, contribution: Contribution) -> None:
         try:

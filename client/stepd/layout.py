@@ -101,6 +101,24 @@ def to_proto(
     )
 
 
+def extend(before: run_pb2.Layout, tail: run_pb2.Layout) -> run_pb2.Layout:
+    """The next version of a layout, which holds further tensors as well.
+
+    They are laid out by themselves, and each shard has its slices of them after those that it has already: nothing
+    that is there moves, and every offset keeps its meaning.
+
+    Args:
+        before: as it is.
+        tail: of the further tensors only, with ids that follow those of `before`.
+    """
+    after = run_pb2.Layout()
+    after.CopyFrom(before)
+    after.version += 1
+    for shard, more in zip(after.shards, tail.shards, strict=True):
+        shard.slices.extend(more.slices)
+    return after
+
+
 def slices_of(shard: run_pb2.ShardLayout) -> tuple[Slice, ...]:
     """The slices of one shard as they came over the wire."""
     return tuple(Slice(s.parameter, s.start, s.count) for s in shard.slices)

@@ -45,7 +45,8 @@ SHARD_TIMEOUT_S: Final = 5.0
 LEASE_RENEWALS: Final = 3
 LEASE_S_MIN: Final = 1.0
 LEASE_S_MAX: Final = 3600.0
-# A run that nobody loads parameters into is dropped after this, and its name is free again.
+# A run that nobody loads parameters into is dropped after this, and its name is free again; a group that is being
+# added and not heard of for so long gives way to the next.
 LOADING_TIMEOUT_S: Final = 120.0
 # A call that waits for a round is answered at least so often, so that a dead connection is noticed.
 WAIT_S: Final = 20.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any, Final
@@ -16,6 +16,7 @@ from stepd.definitions import (
     GroupSpec,
     ParameterSpec,
     RunSpec,
+    check_master,
     check_parameter_name,
     master_dtype,
 )
@@ -127,6 +128,7 @@ def define_run(
         on_nonfinite=on_nonfinite,
         missing=missing,
         average=_average(thing, average),
+        optimizer=run_optimizer,
     )
     message = run_to_proto(spec)
     dtype = spec.master  # asks all parameters
@@ -134,6 +136,27 @@ def define_run(
     for described, master in zip(parameters, masters, strict=True):
         check_finite(described.name, master)
     return message, masters
+
+
+def define_group(group: object, run: RunSpec) -> tuple[GroupSpec, tuple[ParameterSpec, ...], list[Array]]:
+    """What `Run.add_param_group` adds: the group, its parameters (as those of the run's next group) and their values.
+
+    Raises as `define_run` does. Whether names overlap is checked where all are known, by the coordinator.
+    """
+    thing = f"run {shown(run.name)}"
+    if not isinstance(group, ParamGroup):
+        refuse(thing, "group", group, "a ParamGroup")
+    if not group.params:
+        refuse(thing, "group", group, "a ParamGroup of at least one parameter")
+    arrays = {check_parameter_name(name): read_array(name, value) for name, value in group.params.items()}
+    parameters = tuple(
+        ParameterSpec(name, array.shape, DTYPE_OF[array.dtype.type], len(run.groups)) for name, array in arrays.items()
+    )
+    check_master(run, parameters)
+    masters = [to_master(array, run.master) for array in arrays.values()]
+    for described, master in zip(parameters, masters, strict=True):
+        check_finite(described.name, master)
+    return group.spec(run.optimizer or run.groups[0].optimizer), parameters, masters
 
 
 def _groups(params: object) -> list[ParamGroup]:
@@ -229,16 +252,22 @@ def check_gradients(table: ParameterTable, grads: Mapping[str, Any], missing: Mi
         id_ = table.id_of(name)
         if value is not None:
             found[id_] = to_master(_check_gradient(table.specs[id_], value), table.master)
-    if missing == "error" and len(found) < len(table.specs):
-        absent = next(spec.name for id_, spec in enumerate(table.specs) if id_ not in found)
+    if missing == "error":
+        check_whole(table, found)
+    return dict(sorted(found.items()))
+
+
+def check_whole(table: ParameterTable, held: Collection[int]) -> None:
+    """Raise MissingGradient unless a contribution that holds these parameters holds all."""
+    if len(held) < len(table.specs):
+        absent = next(spec.name for id_, spec in enumerate(table.specs) if id_ not in held)
         raise MissingGradient(
             f"no gradient for parameter {absent!r}: the run takes only whole contributions; "
-            f"expected {len(table.specs)} gradients, got {len(found)}",
+            f"expected {len(table.specs)} gradients, got {len(held)}",
             parameter=absent,
             expected=len(table.specs),
-            given=len(found),
+            given=len(held),
         )
-    return dict(sorted(found.items()))
 
 
 def _check_gradient(spec: ParameterSpec, value: object) -> Array:

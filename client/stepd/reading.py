@@ -40,15 +40,14 @@ class Wanted:
 class Reading:
     """The pulls of one worker or one reader of a run."""
 
-    def __init__(self, plan: Plan, table: ParameterTable, buffers: Buffers | None) -> None:
+    def __init__(self, known: Callable[[], tuple[Plan, ParameterTable]], buffers: Buffers | None) -> None:
         """
         Args:
-            plan: of the run.
-            table: of the run.
+            known: gives the run's layout and its parameters, of which there may be more later.
             buffers: to lend results from; None gives each result memory of its own.
         """
-        self._plan = plan
-        self._table = table
+        self._known = known
+        self._plan, self._table = known()
         self._buffers = buffers
         self._pictures: dict[tuple[tuple[int, ...] | None, DType | None, bool], Picture] = {}
 
@@ -69,6 +68,10 @@ class Reading:
         out: Mapping[str, Array] | None = None,
     ) -> Wanted:
         """Check what a user asks for and make room for it."""
+        plan, self._table = self._known()
+        if plan is not self._plan:
+            self._plan = plan
+            self._pictures.clear()
         kind = None if dtype is None else _dtype(dtype)
         if names is None and out is not None:
             names = out.keys()

@@ -9,12 +9,13 @@ from typing import Any, Final
 from google.protobuf.duration_pb2 import Duration
 
 from stepd import specs
+from stepd.adding import add_group
 from stepd.buffers import Array
-from stepd.errors import NotFound
+from stepd.errors import Aborted, NotFound
 from stepd.export import write_safetensors
 from stepd.info import RunInfo
 from stepd.limits import LEASE_S_MAX, LEASE_S_MIN
-from stepd.parameters import ParameterTable
+from stepd.parameters import ParameterTable, ParamGroup, define_group
 from stepd.policies import AnyClip, Sync
 from stepd.reading import Reading
 from stepd.retry import persist
@@ -52,7 +53,7 @@ class Run:
         self._streams = RunStreams(session, spec, layout, ParameterTable(self._spec.parameters))
 
     def __repr__(self) -> str:
-        return f"Run({self.name!r}, {len(self._spec.parameters)} parameters, {self._session.target})"
+        return f"Run({self.name!r}, {len(self._streams.table.specs)} parameters, {self._session.target})"
 
     # --- Workers ------------------------------------------------------------------------------------------------
 
@@ -153,6 +154,23 @@ class Run:
         if changes:
             self._update(**changes)
 
+    def add_param_group(self, group: ParamGroup) -> None:
+        """Add parameters to the live run. Workers learn of them with their next call; none has to join again.
+
+        The group's schedule goes by the run's steps. Contributions may leave the new parameters out, unless the run
+        was created with missing="error". What the group does not set is as the run's optimizer was created.
+
+        Args:
+            group: its parameters get the ids that follow those that are there.
+
+        Raises:
+            OverlappingGroups: the run has a parameter of that name.
+            DtypeMismatch: a float64 parameter, and the run has none so far.
+            ResourceExhausted: the fleet lacks the memory; nothing has changed.
+        """
+        spec = specs.run_from_proto(self._state().spec)
+        self._session.run(add_group(self._streams, *define_group(group, spec)))
+
     def delete(self) -> None:
         """End the run and free its memory. Its workers get NotFound."""
         self._session.run(delete_run(self._session, self.name))
@@ -167,9 +185,17 @@ class Run:
         """The parameters and their step."""
         if not isinstance(averaged, bool):
             refuse("pull", "averaged", averaged, "True or False")
-        wanted = Reading(self._streams.plan, self._streams.table, None).want(dtype=dtype)
-        headers = self._session.run(self._streams.pull_now(wanted.picture, wanted.regions, averaged=averaged))
-        return wanted.arrays(), next(header.step for header in headers.values())
+        reading = Reading(lambda: self._streams.known, None)
+        while True:
+            wanted = reading.want(dtype=dtype)
+            try:
+                headers = self._session.run(self._streams.pull_now(wanted.picture, wanted.regions, averaged=averaged))
+            except Aborted as error:
+                if error.reason != "LAYOUT_CHANGED":
+                    raise
+                self._state()  # a group was added
+            else:
+                return wanted.arrays(), next(header.step for header in headers.values())
 
 
 async def delete_run(session: Session, name: str) -> None:

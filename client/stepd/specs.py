@@ -245,10 +245,7 @@ def group_from_proto(message: run_pb2.GroupSpec) -> GroupSpec:
 def run_to_proto(run: RunSpec) -> run_pb2.RunSpec:
     message = run_pb2.RunSpec(
         name=run.name,
-        parameters=[
-            run_pb2.ParameterSpec(name=p.name, shape=p.shape, dtype=dtype_to_proto(p.dtype), group=p.group)
-            for p in run.parameters
-        ],
+        parameters=map(parameter_to_proto, run.parameters),
         groups=[group_to_proto(group) for group in run.groups],
         schedule=schedule_to_proto(run.schedule) if run.schedule else None,
         clip=clip_to_proto(run.clip) if run.clip else None,
@@ -256,6 +253,7 @@ def run_to_proto(run: RunSpec) -> run_pb2.RunSpec:
         on_nonfinite=_ON_NONFINITE[run.on_nonfinite],
         missing=_MISSING[run.missing],
         average=average_to_proto(run.average) if run.average else None,
+        optimizer=optimizer_to_proto(run.optimizer) if run.optimizer else None,
     )
     if (given := message.ByteSize()) > _SPEC_BYTES_MAX:
         raise ResourceExhausted(
@@ -272,7 +270,7 @@ def run_from_proto(message: run_pb2.RunSpec) -> RunSpec:
     thing = f"run {shown(message.name)}"
     return RunSpec(
         name=message.name,
-        parameters=tuple(_parameter_from_proto(parameter) for parameter in message.parameters),
+        parameters=parameters_from_proto(message),
         groups=tuple(group_from_proto(group) for group in message.groups),
         schedule=schedule_from_proto(message.schedule) if message.HasField("schedule") else None,
         clip=Clip.of(clip_from_proto(message.clip)) if message.HasField("clip") else None,
@@ -280,7 +278,21 @@ def run_from_proto(message: run_pb2.RunSpec) -> RunSpec:
         on_nonfinite=_word(_ON_NONFINITE, thing, "on_nonfinite", message.on_nonfinite),
         missing=_word(_MISSING, thing, "missing", message.missing),
         average=average_from_proto(message.average) if message.HasField("average") else None,
+        optimizer=optimizer_from_proto(message.optimizer) if message.HasField("optimizer") else None,
     )
+
+
+def parameter_to_proto(parameter: ParameterSpec) -> run_pb2.ParameterSpec:
+    return run_pb2.ParameterSpec(
+        name=parameter.name,
+        shape=parameter.shape,
+        dtype=dtype_to_proto(parameter.dtype),
+        group=parameter.group,
+    )
+
+
+def parameters_from_proto(message: run_pb2.RunSpec) -> tuple[ParameterSpec, ...]:
+    return tuple(_parameter_from_proto(parameter) for parameter in message.parameters)
 
 
 def dtype_to_proto(dtype: DType) -> run_pb2.DType:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import grpc
 
-from stepd import wire
+from stepd import specs, wire
 from stepd.buffers import Array, Picture
 from stepd.errors import Aborted, StepdError, Unavailable
 from stepd.parameters import ParameterTable
@@ -23,7 +23,7 @@ from stepd.transfer import Plan, ShardPush
 from stepd.v1 import coordinator_pb2, round_pb2, run_pb2, shard_pb2
 
 # Raised at once: the same request cannot succeed any more.
-OVER: Final = frozenset({"ROUND_RESTARTED", "VERSION_PASSED"})
+OVER: Final = frozenset({"ROUND_RESTARTED", "VERSION_PASSED", "LAYOUT_CHANGED"})
 
 OnHeader = Callable[[shard_pb2.PullHeader], None]
 
@@ -33,28 +33,45 @@ class RunStreams:
 
     Attributes:
         run: its name.
-        plan: its layout.
-        table: its parameters by name.
+        whole: it takes only contributions with a gradient for every parameter.
+        known: its layout and its parameters by name, as far as is known: a group may be added at any time.
     """
 
     def __init__(self, session: Session, spec: run_pb2.RunSpec, layout: run_pb2.Layout, table: ParameterTable) -> None:
         self.session = session
         self.run = spec.name
-        self.table = table
-        self.plan = Plan(layout, table.specs)
+        self.whole = spec.missing == run_pb2.MISSING_POLICY_ERROR
+        self.known = (Plan(layout, table.specs), table)
         self._targets = list(self.plan.targets)
+
+    @property
+    def plan(self) -> Plan:
+        """Its layout."""
+        return self.known[0]
+
+    @property
+    def table(self) -> ParameterTable:
+        """Its parameters by name."""
+        return self.known[1]
+
+    def learn(self, spec: run_pb2.RunSpec, layout: run_pb2.Layout) -> None:
+        """Take in what the coordinator says. In the loop only, so that what is sent goes by one version."""
+        if layout.version != self.plan.version:
+            table = ParameterTable(specs.parameters_from_proto(spec))
+            self.known = (Plan(layout, table.specs), table)
 
     @property
     def shards(self) -> range:
         return range(len(self._targets))
 
-    async def load(self, views: Mapping[int, memoryview]) -> None:
-        """Give every shard its initial parameters."""
-        await together(self._load(shard, views) for shard in self.shards)
+    async def load(self, views: Mapping[int, memoryview], *, extension: str = "") -> None:
+        """Give every shard its initial parameters, or those of an extension."""
+        header = shard_pb2.LoadParametersHeader(run=self.run, extension=extension)
+        raw = wire.encode_header(shard_pb2.LoadParametersRequest, header)
+        await together(self._load(shard, raw, views) for shard in self.shards)
 
-    async def _load(self, shard: int, views: Mapping[int, memoryview]) -> None:
-        header = wire.encode_header(shard_pb2.LoadParametersRequest, shard_pb2.LoadParametersHeader(run=self.run))
-        push, patience = self.plan.pushes()[shard], self._patience("LoadParameters", shard)
+    async def _load(self, shard: int, header: bytes, views: Mapping[int, memoryview]) -> None:
+        push, patience = self.plan.pushes(views)[shard], self._patience("LoadParameters", shard)
         while True:
             patience.begin()
             try:
@@ -102,6 +119,7 @@ class RunStreams:
         """
         request.ClearField("ranges")
         request.ranges.extend(picture.ranges(shard))
+        request.layout_version = picture.plan.version
         awaits_version = request.HasField("round") or request.HasField("step")
         patience = self._patience("Pull", shard)
         while True:
@@ -120,6 +138,7 @@ class RunStreams:
         """Only the header of a pull: how a round ended."""
         slices = self.plan.shards[shard]
         request.ClearField("ranges")
+        request.layout_version = self.plan.version
         if slices:  # the smallest there is, in case the shard is quicker than our cancellation
             smallest = min(slices, key=lambda piece: piece.count)
             request.ranges.extend(self.plan.ranges(shard, frozenset((smallest.parameter,))))
@@ -203,6 +222,7 @@ class RunStreams:
         answer: coordinator_pb2.GetRunResponse = await self.session.ask(
             "GetRun", coordinator_pb2.GetRunRequest(run=self.run)
         )
+        self.learn(answer.run.spec, answer.layout)
         return answer.run
 
     async def pull_now(
@@ -258,6 +278,8 @@ class RunStreams:
                 found = await together(again(shard) for shard in behind)
                 headers = headers | dict(zip(behind, found, strict=True))
             except Aborted as error:
+                if error.reason == "LAYOUT_CHANGED":
+                    raise
                 # The fleet went on meanwhile: from the beginning, with the versions there are now.
                 await asyncio.sleep(patience.pause(error))
                 plain = shard_pb2.PullRequest(run=self.run, member=member, averaged=averaged)

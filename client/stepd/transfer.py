@@ -75,6 +75,7 @@ class Plan:
         dtype: of gradients, and of parameters in flat spaces.
         shards: the slices of each shard in the order of its flat space.
         targets: where each is reached, when the plan was made.
+        version: of the layout.
     """
 
     def __init__(self, layout: run_pb2.Layout, parameters: Sequence[ParameterSpec]) -> None:
@@ -82,6 +83,7 @@ class Plan:
         self.dtype: DType = dtype_from_proto(layout.dtype, "the layout")
         self.shards: tuple[tuple[Slice, ...], ...] = tuple(slices_of(shard) for shard in layout.shards)
         self.targets = tuple(shard.target for shard in layout.shards)
+        self.version: int = layout.version
         self._check()
         self._pushes = lru_cache(PLANS_KEPT)(self._make_pushes)
 

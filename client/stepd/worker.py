@@ -5,27 +5,29 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
 from stepd.buffers import Array, Buffers, copy_into
 from stepd.contribution import Contribution
 from stepd.definitions import RunSpec
-from stepd.errors import InvalidArgument, StepdError
+from stepd.errors import Aborted, InvalidArgument, StepdError, UnknownParameter
 from stepd.exchange import Exchange
 from stepd.limits import METRIC_NAME_CHARS_MAX, METRICS_MAX
 from stepd.membership import Membership
 from stepd.parameters import check_gradients
 from stepd.policies import Missing
-from stepd.reading import Reading
+from stepd.reading import Reading, Wanted
 from stepd.results import Receipt, StepResult
 from stepd.settings import Unfit, fit, refuse, shown
 from stepd.streams import RunStreams
 from stepd.transfer import bytes_of
 from stepd.v1 import coordinator_pb2, round_pb2
+
+T = TypeVar("T")
 
 
 class Worker:
@@ -40,10 +42,10 @@ class Worker:
         self._session = streams.session
         self._run = spec.name
         self._missing: Missing = spec.missing
-        self._table = streams.table
+        self._streams = streams
         self._exchange = exchange
         self._membership = exchange.membership
-        self._reading = Reading(streams.plan, streams.table, Buffers())
+        self._reading = Reading(lambda: streams.known, Buffers())
         self._copies = Buffers(2)
         self._lock = threading.Lock()
         self._sums: dict[int, Array] = {}
@@ -84,9 +86,10 @@ class Worker:
             NonFiniteGradient: the round that was awaited failed, and the run says that every worker is told.
         """
         with self._lock:
-            wanted = self._reading.want(names=names, dtype=dtype, out=out)
-            if wanted.picture.shards:
-                self._session.run(self._exchange.pull(wanted.picture, wanted.regions))
+            wanted, _ = self._through(
+                lambda wanted: self._exchange.pull(wanted.picture, wanted.regions),
+                lambda: self._reading.want(names=names, dtype=dtype, out=out),
+            )
             return wanted.arrays()
 
     def push(self, grads: Mapping[str, Any], *, weight: float = 1.0) -> Receipt:
@@ -97,7 +100,7 @@ class Worker:
             weight: of this contribution, in runs with reduce="weighted".
         """
         with self._lock:
-            arrays = check_gradients(self._table, grads, self._missing)
+            arrays = self._check(grads)
             # The round may be gathered again, so a gradient is needed until it is decided.
             contribution = Contribution.of(copy_into(self._copies, arrays), _weight(weight))
             return self._session.run(self._exchange.push(contribution))
@@ -117,10 +120,11 @@ class Worker:
             number = _weight(weight)  # first: a wrong one must not cost what was accumulated
             arrays, own = self._gradient(grads)
             contribution = Contribution.of(arrays, number)
-            wanted = self._reading.want()
             try:
-                settled = self._session.run(
-                    self._exchange.step(contribution, wanted.picture, wanted.regions), meanwhile=wanted.arrays
+                wanted, settled = self._through(
+                    lambda wanted: self._exchange.step(contribution, wanted.picture, wanted.regions),
+                    self._reading.want,
+                    early=True,
                 )
             except BaseException:
                 self._keep(contribution, arrays, own=own)
@@ -147,7 +151,7 @@ class Worker:
             self._sums, self._summed = {}, 0
 
     def _accumulate(self, grads: Mapping[str, Any]) -> None:
-        for id_, array in check_gradients(self._table, grads, self._missing).items():
+        for id_, array in self._check(grads).items():
             if id_ in self._sums:
                 self._sums[id_] += array
             else:
@@ -161,7 +165,7 @@ class Worker:
                 raise InvalidArgument(
                     "step: nothing to send: give gradients, or call accumulate first", expected="gradients", given=None
                 )
-            return check_gradients(self._table, grads, self._missing), False
+            return self._check(grads), False
         if grads is not None:
             self._accumulate(grads)
         mean = dict(sorted(self._sums.items()))
@@ -178,6 +182,39 @@ class Worker:
                 contribution.views = {id_: bytes_of(copy) for id_, copy in copies.items()}
         elif own and contribution.round < 0:
             self._sums, self._summed = dict(arrays), 1  # not begun: the mean waits for the next step
+
+    # --- Groups that are added ----------------------------------------------------------------------------------
+
+    def _check(self, grads: Mapping[str, Any]) -> dict[int, Array]:
+        return self._knowing(lambda: check_gradients(self._streams.table, grads, self._missing))
+
+    def _knowing(self, what: Callable[[], T]) -> T:
+        """Do what names parameters; once more if it names one that the run has got meanwhile."""
+        known = self._streams.known
+        try:
+            return what()
+        except UnknownParameter:
+            with contextlib.suppress(StepdError):
+                self._session.run(self._streams.state())
+            if self._streams.known is known:
+                raise
+            return what()
+
+    def _through(
+        self, call: Callable[[Wanted], Coroutine[Any, Any, T]], want: Callable[[], Wanted], *, early: bool = False
+    ) -> tuple[Wanted, T]:
+        """Make a call that pulls; again with another picture for as long as the run has got more parameters.
+
+        Args:
+            early: make the resulting arrays while the streams run.
+        """
+        while True:
+            wanted = self._knowing(want)
+            try:
+                return wanted, self._session.run(call(wanted), meanwhile=wanted.arrays if early else None)
+            except Aborted as error:
+                if error.reason != "LAYOUT_CHANGED":
+                    raise
 
     # --- Membership ---------------------------------------------------------------------------------------------
 
@@ -214,6 +251,7 @@ class Worker:
 async def join(spec: RunSpec, streams: RunStreams, request: coordinator_pb2.JoinRunRequest) -> Worker:
     """Become a member. In the session's loop."""
     answer: coordinator_pb2.JoinRunResponse = await streams.session.ask("JoinRun", request)
+    streams.learn(answer.run.spec, answer.layout)
     exchange = Exchange(streams, answer.run.round.round)
     lease = request.lease.seconds + request.lease.nanos * 1e-9
     exchange.membership = Membership(streams.session, spec.name, answer.member, lease, exchange.on_round)

@@ -69,6 +69,9 @@ class FakeShard(shard_control_pb2_grpc.ShardControlServicer):
         self.decisions: list[round_pb2.Decision] = []
         self.allowed = asyncio.Semaphore(0)
         self.finish_errors: list[grpc.StatusCode] = []
+        self.settle_errors: list[grpc.StatusCode] = []
+        self.staged: dict[str, control.ExtendRunRequest] = {}
+        self.groups: dict[str, int] = {}
         self.instance = itertools.count()
         self.refuse = False
         self.server: grpc.aio.Server | None = None
@@ -90,10 +93,28 @@ class FakeShard(shard_control_pb2_grpc.ShardControlServicer):
         if self.refuse:
             raise Unavailable("no memory today")
         self.held[request.spec.name] = pb.HeldRun(run=request.spec.name, run_id=request.run_id)
+        self.groups[request.spec.name] = len(request.spec.groups)
         return control.PrepareRunResponse(bytes=100)
 
     async def SealRun(self, request: control.SealRunRequest, _: Any) -> control.SealRunResponse:
         return control.SealRunResponse()
+
+    async def ExtendRun(self, request: control.ExtendRunRequest, _: Any) -> control.ExtendRunResponse:
+        if self.refuse:
+            raise Unavailable("no memory today")
+        self.staged[request.prepared.spec.name] = request
+        return control.ExtendRunResponse(bytes=200)
+
+    async def SettleExtension(
+        self, request: control.SettleExtensionRequest, context: Any
+    ) -> control.SettleExtensionResponse:
+        if self.settle_errors and not request.drop:
+            await context.abort(self.settle_errors.pop(0), "not now")
+        staged = self.staged.pop(request.run, None)
+        if staged is not None and not request.drop:
+            self.held[request.run].layout_version = staged.prepared.layout.version
+            self.groups[request.run] = len(staged.prepared.spec.groups)
+        return control.SettleExtensionResponse()
 
     async def DropRun(self, request: control.DropRunRequest, _: Any) -> control.DropRunResponse:
         self.held.pop(request.run, None)
@@ -103,7 +124,7 @@ class FakeShard(shard_control_pb2_grpc.ShardControlServicer):
         self, request: control.GatherRoundRequest, _: Any
     ) -> AsyncGenerator[control.GatherRoundResponse, None]:
         self.gathers.append(request)
-        held = self.held[request.run]
+        held, groups = self.held[request.run], self.groups[request.run] if not request.layout_version else 2
         await eventually(lambda: held.round >= request.id.round)
         await self.allowed.acquire()
         for member in request.members:
@@ -112,7 +133,10 @@ class FakeShard(shard_control_pb2_grpc.ShardControlServicer):
         total.add(self.square)
         part = round_pb2.NormPart(powers=total.to_proto())
         yield control.GatherRoundResponse(
-            sums=round_pb2.GatheredSums(run_norms=[part], group_norms=[round_pb2.NormPart()])
+            sums=round_pb2.GatheredSums(
+                run_norms=[part] + [round_pb2.NormPart(powers=ExactSum().to_proto())] * (groups - 1),
+                group_norms=[round_pb2.NormPart()] * groups,
+            )
         )
 
     async def FinishRound(self, request: control.FinishRoundRequest, context: Any) -> control.FinishRoundResponse:

@@ -90,7 +90,14 @@ class Fleet:
             shard.seal()
 
     async def push(
-        self, grads: Arrays, rank: int = 0, round: int = 0, attempt: int = 0, weight: float = 1.0, chunk: int = 5
+        self,
+        grads: Arrays,
+        rank: int = 0,
+        round: int = 0,
+        attempt: int = 0,
+        weight: float = 1.0,
+        chunk: int = 5,
+        layout_version: int = 0,
     ) -> list[shard_pb2.PushResponse]:
         async def to(index: int) -> shard_pb2.PushResponse:
             flat, ranges = self.flat(index, grads)
@@ -100,6 +107,7 @@ class Fleet:
                 id=round_pb2.RoundId(round=round, attempt=attempt),
                 weight=weight,
                 ranges=ranges,
+                layout_version=layout_version,
             )
             return await self.shards[index].push(header, chunks(flat, chunk))
 
@@ -114,6 +122,7 @@ class Fleet:
         reduction: run_pb2.Reduction = run_pb2.REDUCTION_MEAN,
         deterministic: bool = False,
         quarantined: Sequence[int] = (),
+        layout_version: int = 0,
     ) -> list[round_pb2.GatheredSums]:
         request = shard_control_pb2.GatherRoundRequest(
             run="run",
@@ -123,6 +132,7 @@ class Fleet:
             reduction=reduction,
             deterministic=deterministic,
             quarantined=[member(rank) for rank in quarantined],
+            layout_version=layout_version,
         )
 
         async def sums(shard: ShardRun) -> round_pb2.GatheredSums:

@@ -12,6 +12,7 @@ STEPD_REWRITE=1 writes the answers anew; read the difference before keeping it.
     finished on=0,1               the last decision is carried out
     away 1, back 1 round=0 step=0 torn, broken 1 ...        a shard goes, comes, gives up
     change workers=3              the owner changes the policy
+    add-group                     a group was added: the next version of the layout
     restart                       another coordinator, with what was recorded
     state                         print where things stand
 """
@@ -46,7 +47,7 @@ def spec_of(options: dict[str, str]) -> RunSpec:
     return RunSpec(
         name="digits",
         parameters=(ParameterSpec("w", (4,), np.dtype(np.float32)),),
-        groups=(GroupSpec(SGD(lr=float(options.get("lr", "0.1"))), clip=own),),
+        groups=(GroupSpec(SGD(lr=float(options.get("lr", "0.1"))), clip=own),) * (1 + int(options.get("added", "0"))),
         schedule=Linear(total_steps=int(options["schedule"])) if "schedule" in options else None,
         clip=Clip(norm, value) if norm or value else None,
         sync=Sync(workers=int(options["workers"]) if options.get("workers", "any") != "any" else None),
@@ -69,7 +70,7 @@ class Run:
         name, *words = line.split()
         options = dict(word.split("=", 1) for word in words if "=" in word)
         plain = [word for word in words if "=" not in word]
-        handler: Callable[[list[str], dict[str, str]], list[str]] = getattr(self, f"do_{name}")
+        handler: Callable[[list[str], dict[str, str]], list[str]] = getattr(self, f"do_{name.replace('-', '_')}")
         return handler(plain, options)
 
     def apply(self, *happened: Event) -> list[str]:
@@ -94,7 +95,9 @@ class Run:
         following = self.recorded.id.round + 1 if self.recorded else 0
         attempt = self.attempt.attempt + 1 if self.attempt.round == following else 1
         spec = spec_of(self.options)
-        self.rounds = Rounds(self.shards, spec, last=self.recorded, attempt=attempt, away=range(self.shards))
+        self.rounds = Rounds(
+            self.shards, spec, last=self.recorded, attempt=attempt, away=range(self.shards), layout=self._layout
+        )
         return [repr(self.rounds)]
 
     def do_state(self, *_: object) -> list[str]:
@@ -128,7 +131,8 @@ class Run:
             part = ExactSum()
             part.add(squares[index % len(squares)])
             own = (part if "group-clip" in self.options else None,)
-            return Sums((part,), own, nonfinite, overflow="overflow" in words)
+            groups = 1 + self._layout  # each but the first adds nothing to the sums
+            return Sums((part, *[ExactSum()] * (groups - 1)), own * groups, nonfinite, overflow="overflow" in words)
 
         return self.apply(*(events.Gathered(s, at, sums(i)) for i, s in enumerate(shards)))
 
@@ -154,6 +158,14 @@ class Run:
     def do_change(self, _: list[str], options: dict[str, str]) -> list[str]:
         self.options |= options
         return self.apply(events.PolicyChanged(spec_of(self.options)))
+
+    def do_add_group(self, *_: object) -> list[str]:
+        self.options["added"] = str(self._layout + 1)
+        return self.apply(events.LayoutChanged(spec_of(self.options), self._layout))
+
+    @property
+    def _layout(self) -> int:
+        return int(self.options.get("added", "0"))
 
     def _id(self, text: str | None) -> RoundId:
         return RoundId(*map(int, text.split("/"))) if text else self.rounds.id

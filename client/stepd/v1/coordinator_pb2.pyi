@@ -151,6 +151,42 @@ class UpdateRunResponse(_message.Message):
     run: RunState
     def __init__(self, run: _Optional[_Union[RunState, _Mapping]] = ...) -> None: ...
 
+class AddGroupRequest(_message.Message):
+    __slots__ = ("request_id", "run", "group", "parameters")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    run: str
+    group: _run_pb2.GroupSpec
+    parameters: _containers.RepeatedCompositeFieldContainer[_run_pb2.ParameterSpec]
+    def __init__(self, request_id: _Optional[str] = ..., run: _Optional[str] = ..., group: _Optional[_Union[_run_pb2.GroupSpec, _Mapping]] = ..., parameters: _Optional[_Iterable[_Union[_run_pb2.ParameterSpec, _Mapping]]] = ...) -> None: ...
+
+class AddGroupResponse(_message.Message):
+    __slots__ = ("spec", "layout")
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    spec: _run_pb2.RunSpec
+    layout: _run_pb2.Layout
+    def __init__(self, spec: _Optional[_Union[_run_pb2.RunSpec, _Mapping]] = ..., layout: _Optional[_Union[_run_pb2.Layout, _Mapping]] = ...) -> None: ...
+
+class CommitGroupRequest(_message.Message):
+    __slots__ = ("run", "request_id", "abandon")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    ABANDON_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    request_id: str
+    abandon: bool
+    def __init__(self, run: _Optional[str] = ..., request_id: _Optional[str] = ..., abandon: bool = ...) -> None: ...
+
+class CommitGroupResponse(_message.Message):
+    __slots__ = ("run",)
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    run: RunState
+    def __init__(self, run: _Optional[_Union[RunState, _Mapping]] = ...) -> None: ...
+
 class DeleteRunRequest(_message.Message):
     __slots__ = ("run",)
     RUN_FIELD_NUMBER: _ClassVar[int]
@@ -272,18 +308,20 @@ class GetFleetResponse(_message.Message):
     def __init__(self, shards: _Optional[_Iterable[_Union[ShardState, _Mapping]]] = ..., runs: _Optional[int] = ..., version: _Optional[str] = ...) -> None: ...
 
 class HeldRun(_message.Message):
-    __slots__ = ("run", "run_id", "round", "step", "torn")
+    __slots__ = ("run", "run_id", "round", "step", "torn", "layout_version")
     RUN_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     TORN_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_VERSION_FIELD_NUMBER: _ClassVar[int]
     run: str
     run_id: str
     round: int
     step: int
     torn: bool
-    def __init__(self, run: _Optional[str] = ..., run_id: _Optional[str] = ..., round: _Optional[int] = ..., step: _Optional[int] = ..., torn: bool = ...) -> None: ...
+    layout_version: int
+    def __init__(self, run: _Optional[str] = ..., run_id: _Optional[str] = ..., round: _Optional[int] = ..., step: _Optional[int] = ..., torn: bool = ..., layout_version: _Optional[int] = ...) -> None: ...
 
 class RegisterShardRequest(_message.Message):
     __slots__ = ("index", "target", "instance", "pid", "runs")

@@ -61,6 +61,16 @@ class CoordinatorStub(object):
                 request_serializer=stepd_dot_v1_dot_coordinator__pb2.UpdateRunRequest.SerializeToString,
                 response_deserializer=stepd_dot_v1_dot_coordinator__pb2.UpdateRunResponse.FromString,
                 _registered_method=True)
+        self.AddGroup = channel.unary_unary(
+                '/stepd.v1.Coordinator/AddGroup',
+                request_serializer=stepd_dot_v1_dot_coordinator__pb2.AddGroupRequest.SerializeToString,
+                response_deserializer=stepd_dot_v1_dot_coordinator__pb2.AddGroupResponse.FromString,
+                _registered_method=True)
+        self.CommitGroup = channel.unary_unary(
+                '/stepd.v1.Coordinator/CommitGroup',
+                request_serializer=stepd_dot_v1_dot_coordinator__pb2.CommitGroupRequest.SerializeToString,
+                response_deserializer=stepd_dot_v1_dot_coordinator__pb2.CommitGroupResponse.FromString,
+                _registered_method=True)
         self.DeleteRun = channel.unary_unary(
                 '/stepd.v1.Coordinator/DeleteRun',
                 request_serializer=stepd_dot_v1_dot_coordinator__pb2.DeleteRunRequest.SerializeToString,
@@ -132,6 +142,23 @@ class CoordinatorServicer(object):
 
     def UpdateRun(self, request, context):
         """Changes what may change on a live run; takes effect with the next decision.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddGroup(self, request, context):
+        """Lays a further group out over the shards of a live run, beside what is there. Nothing changes for workers yet: the
+        caller loads the new parameters (Shard.LoadParameters), then CommitGroup. One group at a time: UNAVAILABLE
+        (GROUP_PENDING) while another is being added. May be repeated with the same request_id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CommitGroup(self, request, context):
+        """Makes a group that is loaded on every shard part of the run: the round starts over under the new version of the
+        layout. NOT_FOUND if the group is not known (any more): begin again with AddGroup. May be repeated.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -216,6 +243,16 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.UpdateRun,
                     request_deserializer=stepd_dot_v1_dot_coordinator__pb2.UpdateRunRequest.FromString,
                     response_serializer=stepd_dot_v1_dot_coordinator__pb2.UpdateRunResponse.SerializeToString,
+            ),
+            'AddGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddGroup,
+                    request_deserializer=stepd_dot_v1_dot_coordinator__pb2.AddGroupRequest.FromString,
+                    response_serializer=stepd_dot_v1_dot_coordinator__pb2.AddGroupResponse.SerializeToString,
+            ),
+            'CommitGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.CommitGroup,
+                    request_deserializer=stepd_dot_v1_dot_coordinator__pb2.CommitGroupRequest.FromString,
+                    response_serializer=stepd_dot_v1_dot_coordinator__pb2.CommitGroupResponse.SerializeToString,
             ),
             'DeleteRun': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteRun,
@@ -390,6 +427,60 @@ class Coordinator(object):
             '/stepd.v1.Coordinator/UpdateRun',
             stepd_dot_v1_dot_coordinator__pb2.UpdateRunRequest.SerializeToString,
             stepd_dot_v1_dot_coordinator__pb2.UpdateRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stepd.v1.Coordinator/AddGroup',
+            stepd_dot_v1_dot_coordinator__pb2.AddGroupRequest.SerializeToString,
+            stepd_dot_v1_dot_coordinator__pb2.AddGroupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CommitGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stepd.v1.Coordinator/CommitGroup',
+            stepd_dot_v1_dot_coordinator__pb2.CommitGroupRequest.SerializeToString,
+            stepd_dot_v1_dot_coordinator__pb2.CommitGroupResponse.FromString,
             options,
             channel_credentials,
             insecure,

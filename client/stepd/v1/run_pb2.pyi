@@ -182,7 +182,7 @@ class GroupSpec(_message.Message):
     def __init__(self, optimizer: _Optional[_Union[OptimizerSpec, _Mapping]] = ..., schedule: _Optional[_Union[ScheduleSpec, _Mapping]] = ..., clip: _Optional[_Union[ClipSpec, _Mapping]] = ...) -> None: ...
 
 class RunSpec(_message.Message):
-    __slots__ = ("name", "parameters", "groups", "schedule", "clip", "sync", "on_nonfinite", "missing", "average")
+    __slots__ = ("name", "parameters", "groups", "schedule", "clip", "sync", "on_nonfinite", "missing", "average", "optimizer")
     NAME_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     GROUPS_FIELD_NUMBER: _ClassVar[int]
@@ -192,6 +192,7 @@ class RunSpec(_message.Message):
     ON_NONFINITE_FIELD_NUMBER: _ClassVar[int]
     MISSING_FIELD_NUMBER: _ClassVar[int]
     AVERAGE_FIELD_NUMBER: _ClassVar[int]
+    OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
     name: str
     parameters: _containers.RepeatedCompositeFieldContainer[ParameterSpec]
     groups: _containers.RepeatedCompositeFieldContainer[GroupSpec]
@@ -201,7 +202,8 @@ class RunSpec(_message.Message):
     on_nonfinite: NonfinitePolicy
     missing: MissingPolicy
     average: AverageSpec
-    def __init__(self, name: _Optional[str] = ..., parameters: _Optional[_Iterable[_Union[ParameterSpec, _Mapping]]] = ..., groups: _Optional[_Iterable[_Union[GroupSpec, _Mapping]]] = ..., schedule: _Optional[_Union[ScheduleSpec, _Mapping]] = ..., clip: _Optional[_Union[ClipSpec, _Mapping]] = ..., sync: _Optional[_Union[SyncSpec, _Mapping]] = ..., on_nonfinite: _Optional[_Union[NonfinitePolicy, str]] = ..., missing: _Optional[_Union[MissingPolicy, str]] = ..., average: _Optional[_Union[AverageSpec, _Mapping]] = ...) -> None: ...
+    optimizer: OptimizerSpec
+    def __init__(self, name: _Optional[str] = ..., parameters: _Optional[_Iterable[_Union[ParameterSpec, _Mapping]]] = ..., groups: _Optional[_Iterable[_Union[GroupSpec, _Mapping]]] = ..., schedule: _Optional[_Union[ScheduleSpec, _Mapping]] = ..., clip: _Optional[_Union[ClipSpec, _Mapping]] = ..., sync: _Optional[_Union[SyncSpec, _Mapping]] = ..., on_nonfinite: _Optional[_Union[NonfinitePolicy, str]] = ..., missing: _Optional[_Union[MissingPolicy, str]] = ..., average: _Optional[_Union[AverageSpec, _Mapping]] = ..., optimizer: _Optional[_Union[OptimizerSpec, _Mapping]] = ...) -> None: ...
 
 class Slice(_message.Message):
     __slots__ = ("parameter", "start", "count")
@@ -222,11 +224,13 @@ class ShardLayout(_message.Message):
     def __init__(self, slices: _Optional[_Iterable[_Union[Slice, _Mapping]]] = ..., target: _Optional[str] = ...) -> None: ...
 
 class Layout(_message.Message):
-    __slots__ = ("shards", "block_elements", "dtype")
+    __slots__ = ("shards", "block_elements", "dtype", "version")
     SHARDS_FIELD_NUMBER: _ClassVar[int]
     BLOCK_ELEMENTS_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     shards: _containers.RepeatedCompositeFieldContainer[ShardLayout]
     block_elements: int
     dtype: DType
-    def __init__(self, shards: _Optional[_Iterable[_Union[ShardLayout, _Mapping]]] = ..., block_elements: _Optional[int] = ..., dtype: _Optional[_Union[DType, str]] = ...) -> None: ...
+    version: int
+    def __init__(self, shards: _Optional[_Iterable[_Union[ShardLayout, _Mapping]]] = ..., block_elements: _Optional[int] = ..., dtype: _Optional[_Union[DType, str]] = ..., version: _Optional[int] = ...) -> None: ...

@@ -25,12 +25,46 @@ class PrepareRunResponse(_message.Message):
     def __init__(self, bytes: _Optional[int] = ...) -> None: ...
 
 class SealRunRequest(_message.Message):
-    __slots__ = ("run",)
+    __slots__ = ("run", "extension")
     RUN_FIELD_NUMBER: _ClassVar[int]
+    EXTENSION_FIELD_NUMBER: _ClassVar[int]
     run: str
-    def __init__(self, run: _Optional[str] = ...) -> None: ...
+    extension: str
+    def __init__(self, run: _Optional[str] = ..., extension: _Optional[str] = ...) -> None: ...
 
 class SealRunResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ExtendRunRequest(_message.Message):
+    __slots__ = ("extension", "prepared")
+    EXTENSION_FIELD_NUMBER: _ClassVar[int]
+    PREPARED_FIELD_NUMBER: _ClassVar[int]
+    extension: str
+    prepared: PrepareRunRequest
+    def __init__(self, extension: _Optional[str] = ..., prepared: _Optional[_Union[PrepareRunRequest, _Mapping]] = ...) -> None: ...
+
+class ExtendRunResponse(_message.Message):
+    __slots__ = ("bytes",)
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    bytes: int
+    def __init__(self, bytes: _Optional[int] = ...) -> None: ...
+
+class SettleExtensionRequest(_message.Message):
+    __slots__ = ("run", "extension", "round", "drop", "layout_version")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    EXTENSION_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    DROP_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    extension: str
+    round: int
+    drop: bool
+    layout_version: int
+    def __init__(self, run: _Optional[str] = ..., extension: _Optional[str] = ..., round: _Optional[int] = ..., drop: bool = ..., layout_version: _Optional[int] = ...) -> None: ...
+
+class SettleExtensionResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
@@ -45,7 +79,7 @@ class DropRunResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class GatherRoundRequest(_message.Message):
-    __slots__ = ("run", "id", "members", "clip", "reduction", "deterministic", "quarantined")
+    __slots__ = ("run", "id", "members", "clip", "reduction", "deterministic", "quarantined", "layout_version")
     RUN_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
@@ -53,6 +87,7 @@ class GatherRoundRequest(_message.Message):
     REDUCTION_FIELD_NUMBER: _ClassVar[int]
     DETERMINISTIC_FIELD_NUMBER: _ClassVar[int]
     QUARANTINED_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_VERSION_FIELD_NUMBER: _ClassVar[int]
     run: str
     id: _round_pb2.RoundId
     members: _containers.RepeatedCompositeFieldContainer[_round_pb2.Member]
@@ -60,7 +95,8 @@ class GatherRoundRequest(_message.Message):
     reduction: _run_pb2.Reduction
     deterministic: bool
     quarantined: _containers.RepeatedCompositeFieldContainer[_round_pb2.Member]
-    def __init__(self, run: _Optional[str] = ..., id: _Optional[_Union[_round_pb2.RoundId, _Mapping]] = ..., members: _Optional[_Iterable[_Union[_round_pb2.Member, _Mapping]]] = ..., clip: _Optional[_Union[_run_pb2.ClipSpec, _Mapping]] = ..., reduction: _Optional[_Union[_run_pb2.Reduction, str]] = ..., deterministic: bool = ..., quarantined: _Optional[_Iterable[_Union[_round_pb2.Member, _Mapping]]] = ...) -> None: ...
+    layout_version: int
+    def __init__(self, run: _Optional[str] = ..., id: _Optional[_Union[_round_pb2.RoundId, _Mapping]] = ..., members: _Optional[_Iterable[_Union[_round_pb2.Member, _Mapping]]] = ..., clip: _Optional[_Union[_run_pb2.ClipSpec, _Mapping]] = ..., reduction: _Optional[_Union[_run_pb2.Reduction, str]] = ..., deterministic: bool = ..., quarantined: _Optional[_Iterable[_Union[_round_pb2.Member, _Mapping]]] = ..., layout_version: _Optional[int] = ...) -> None: ...
 
 class GatherRoundResponse(_message.Message):
     __slots__ = ("arrived", "sums")

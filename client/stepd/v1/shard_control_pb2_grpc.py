@@ -45,6 +45,16 @@ class ShardControlStub(object):
                 request_serializer=stepd_dot_v1_dot_shard__control__pb2.SealRunRequest.SerializeToString,
                 response_deserializer=stepd_dot_v1_dot_shard__control__pb2.SealRunResponse.FromString,
                 _registered_method=True)
+        self.ExtendRun = channel.unary_unary(
+                '/stepd.v1.ShardControl/ExtendRun',
+                request_serializer=stepd_dot_v1_dot_shard__control__pb2.ExtendRunRequest.SerializeToString,
+                response_deserializer=stepd_dot_v1_dot_shard__control__pb2.ExtendRunResponse.FromString,
+                _registered_method=True)
+        self.SettleExtension = channel.unary_unary(
+                '/stepd.v1.ShardControl/SettleExtension',
+                request_serializer=stepd_dot_v1_dot_shard__control__pb2.SettleExtensionRequest.SerializeToString,
+                response_deserializer=stepd_dot_v1_dot_shard__control__pb2.SettleExtensionResponse.FromString,
+                _registered_method=True)
         self.DropRun = channel.unary_unary(
                 '/stepd.v1.ShardControl/DropRun',
                 request_serializer=stepd_dot_v1_dot_shard__control__pb2.DropRunRequest.SerializeToString,
@@ -75,6 +85,21 @@ class ShardControlServicer(object):
 
     def SealRun(self, request, context):
         """Says whether the initial parameters are here; INVALID_ARGUMENT (NONFINITE_PARAMETER) names one that is not finite.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExtendRun(self, request, context):
+        """Takes the memory for what a further group adds to the shard's part of a live run, which goes on meanwhile.
+        RESOURCE_EXHAUSTED if there is not enough. Replaces an extension that was not settled.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SettleExtension(self, request, context):
+        """Makes a sealed extension part of the run, or frees it; answers when it is done.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -114,6 +139,16 @@ def add_ShardControlServicer_to_server(servicer, server):
                     servicer.SealRun,
                     request_deserializer=stepd_dot_v1_dot_shard__control__pb2.SealRunRequest.FromString,
                     response_serializer=stepd_dot_v1_dot_shard__control__pb2.SealRunResponse.SerializeToString,
+            ),
+            'ExtendRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExtendRun,
+                    request_deserializer=stepd_dot_v1_dot_shard__control__pb2.ExtendRunRequest.FromString,
+                    response_serializer=stepd_dot_v1_dot_shard__control__pb2.ExtendRunResponse.SerializeToString,
+            ),
+            'SettleExtension': grpc.unary_unary_rpc_method_handler(
+                    servicer.SettleExtension,
+                    request_deserializer=stepd_dot_v1_dot_shard__control__pb2.SettleExtensionRequest.FromString,
+                    response_serializer=stepd_dot_v1_dot_shard__control__pb2.SettleExtensionResponse.SerializeToString,
             ),
             'DropRun': grpc.unary_unary_rpc_method_handler(
                     servicer.DropRun,
@@ -186,6 +221,60 @@ class ShardControl(object):
             '/stepd.v1.ShardControl/SealRun',
             stepd_dot_v1_dot_shard__control__pb2.SealRunRequest.SerializeToString,
             stepd_dot_v1_dot_shard__control__pb2.SealRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExtendRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stepd.v1.ShardControl/ExtendRun',
+            stepd_dot_v1_dot_shard__control__pb2.ExtendRunRequest.SerializeToString,
+            stepd_dot_v1_dot_shard__control__pb2.ExtendRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SettleExtension(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stepd.v1.ShardControl/SettleExtension',
+            stepd_dot_v1_dot_shard__control__pb2.SettleExtensionRequest.SerializeToString,
+            stepd_dot_v1_dot_shard__control__pb2.SettleExtensionResponse.FromString,
             options,
             channel_credentials,
             insecure,

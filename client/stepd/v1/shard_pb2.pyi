@@ -40,10 +40,12 @@ class Range(_message.Message):
     def __init__(self, start: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
 
 class LoadParametersHeader(_message.Message):
-    __slots__ = ("run",)
+    __slots__ = ("run", "extension")
     RUN_FIELD_NUMBER: _ClassVar[int]
+    EXTENSION_FIELD_NUMBER: _ClassVar[int]
     run: str
-    def __init__(self, run: _Optional[str] = ...) -> None: ...
+    extension: str
+    def __init__(self, run: _Optional[str] = ..., extension: _Optional[str] = ...) -> None: ...
 
 class LoadParametersRequest(_message.Message):
     __slots__ = ("header", "chunk")
@@ -58,18 +60,20 @@ class LoadParametersResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class PushHeader(_message.Message):
-    __slots__ = ("run", "member", "id", "weight", "ranges")
+    __slots__ = ("run", "member", "id", "weight", "ranges", "layout_version")
     RUN_FIELD_NUMBER: _ClassVar[int]
     MEMBER_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
     RANGES_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_VERSION_FIELD_NUMBER: _ClassVar[int]
     run: str
     member: _round_pb2.Member
     id: _round_pb2.RoundId
     weight: float
     ranges: _containers.RepeatedCompositeFieldContainer[Range]
-    def __init__(self, run: _Optional[str] = ..., member: _Optional[_Union[_round_pb2.Member, _Mapping]] = ..., id: _Optional[_Union[_round_pb2.RoundId, _Mapping]] = ..., weight: _Optional[float] = ..., ranges: _Optional[_Iterable[_Union[Range, _Mapping]]] = ...) -> None: ...
+    layout_version: int
+    def __init__(self, run: _Optional[str] = ..., member: _Optional[_Union[_round_pb2.Member, _Mapping]] = ..., id: _Optional[_Union[_round_pb2.RoundId, _Mapping]] = ..., weight: _Optional[float] = ..., ranges: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., layout_version: _Optional[int] = ...) -> None: ...
 
 class PushRequest(_message.Message):
     __slots__ = ("header", "chunk")
@@ -90,7 +94,7 @@ class PushResponse(_message.Message):
     def __init__(self, status: _Optional[_Union[ReceiptStatus, str]] = ..., id: _Optional[_Union[_round_pb2.RoundId, _Mapping]] = ..., step: _Optional[int] = ...) -> None: ...
 
 class PullRequest(_message.Message):
-    __slots__ = ("run", "round", "member", "ranges", "attempt", "step", "averaged")
+    __slots__ = ("run", "round", "member", "ranges", "attempt", "step", "averaged", "layout_version")
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     MEMBER_FIELD_NUMBER: _ClassVar[int]
@@ -98,6 +102,7 @@ class PullRequest(_message.Message):
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     AVERAGED_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_VERSION_FIELD_NUMBER: _ClassVar[int]
     run: str
     round: int
     member: _round_pb2.Member
@@ -105,7 +110,8 @@ class PullRequest(_message.Message):
     attempt: int
     step: int
     averaged: bool
-    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., member: _Optional[_Union[_round_pb2.Member, _Mapping]] = ..., ranges: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., attempt: _Optional[int] = ..., step: _Optional[int] = ..., averaged: bool = ...) -> None: ...
+    layout_version: int
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., member: _Optional[_Union[_round_pb2.Member, _Mapping]] = ..., ranges: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., attempt: _Optional[int] = ..., step: _Optional[int] = ..., averaged: bool = ..., layout_version: _Optional[int] = ...) -> None: ...
 
 class PullHeader(_message.Message):
     __slots__ = ("step", "round", "decision")

@@ -122,4 +122,5 @@ def gather_to_proto(run: str, gather: Gather) -> shard_control_pb2.GatherRoundRe
         reduction=_REDUCTIONS[gather.reduction],
         deterministic=gather.deterministic,
         quarantined=map(member_to_proto, gather.quarantined),
+        layout_version=gather.layout,
     )

@@ -1,9 +1,9 @@
 """Carries out what the rounds of one run want of the shards, and brings back what becomes of it.
 
-For each shard there is at most one FinishRound and one GatherRound under way. Both are sent at once, the decision
-first: a shard gathers the next round when it has finished the last, and no round trip lies between. A call that breaks
-off is made again for as long as the shard counts as here (every call may be repeated); when it is away, rounds say
-what is wanted of it once it is back.
+For each shard there is at most one call of each kind under way. FinishRound and GatherRound are sent at once, the
+decision first: a shard gathers the next round when it has finished the last, and no round trip lies between. A call
+that breaks off is made again for as long as the shard counts as here (every call may be repeated); when it is away,
+rounds say what is wanted of it once it is back.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Final, TypeAlias
 
@@ -51,14 +51,16 @@ class Driver:
 
     def __init__(self, run: str, groups: int, fleet: Fleet, tell: Callable[[Event], None]) -> None:
         """Args:
+        groups: how many the run has; may grow.
         tell: takes events; never called from within `gather` or `finish`.
         """
         self._run = run
-        self._groups = groups
+        self.groups = groups
         self._fleet = fleet
         self._tell = tell
         self._gathers: dict[int, asyncio.Task[None]] = {}
         self._finishes: dict[int, asyncio.Task[None]] = {}
+        self._settles: dict[int, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def finish(self, action: Finish) -> None:
@@ -71,11 +73,16 @@ class Driver:
     def gather(self, action: Gather) -> None:
         request = convert.gather_to_proto(self._run, action)
         for shard in action.shards:
-            self._start(self._gathers, shard, "GatherRound", partial(self._gather_once, shard, request))
+            self._start(self._gathers, shard, "GatherRound", partial(self._gather_once, shard, request, self.groups))
+
+    def settle(self, request: shard_control_pb2.SettleExtensionRequest, shards: Iterable[int]) -> None:
+        """Have shards make a committed extension part of the run."""
+        for shard in shards:
+            self._start(self._settles, shard, "SettleExtension", partial(self._settle_once, shard, request))
 
     def abandon(self, shard: int) -> None:
         """Stop calling a shard that is away."""
-        for tasks in (self._gathers, self._finishes):
+        for tasks in (self._gathers, self._finishes, self._settles):
             if task := tasks.pop(shard, None):
                 task.cancel()
 
@@ -120,14 +127,17 @@ class Driver:
         response = await self._fleet.shards[shard].control.FinishRound(request, timeout=_FINISH_S)
         self._tell(Finished(shard, request.decision.id.round, response.step))
 
-    async def _gather_once(self, shard: int, request: shard_control_pb2.GatherRoundRequest) -> None:
+    async def _settle_once(self, shard: int, request: shard_control_pb2.SettleExtensionRequest) -> None:
+        await self._fleet.shards[shard].control.SettleExtension(request, timeout=_FINISH_S)
+
+    async def _gather_once(self, shard: int, request: shard_control_pb2.GatherRoundRequest, groups: int) -> None:
         id_ = convert.id_from_proto(request.id)
         call = self._fleet.shards[shard].control.GatherRound(request, timeout=_GATHER_S)
         async for message in call:
             if not message.HasField("sums"):
                 self._tell(Arrived(shard, id_, convert.member_from_proto(message.arrived)))
                 continue
-            self._tell(Gathered(shard, id_, convert.sums_from_proto(message.sums, self._groups)))
+            self._tell(Gathered(shard, id_, convert.sums_from_proto(message.sums, groups)))
             # Read to the end: dropping the call would cancel it on the shard.
             with contextlib.suppress(grpc.aio.AioRpcError):
                 async for _ in call:

@@ -117,6 +117,19 @@ class PolicyChanged:
     spec: RunSpec
 
 
+@dataclass(frozen=True)
+class LayoutChanged:
+    """A group was added.
+
+    Attributes:
+        spec: of the run with it.
+        layout: the version of the layout that has its parameters.
+    """
+
+    spec: RunSpec
+    layout: int
+
+
 Event: TypeAlias = (
     MemberJoined
     | MemberLeft
@@ -128,6 +141,7 @@ Event: TypeAlias = (
     | ShardBack
     | ShardLost
     | PolicyChanged
+    | LayoutChanged
 )
 
 
@@ -156,9 +170,12 @@ class Gather:
     deterministic: bool
     # Members whose contribution to an earlier attempt was left out: what they send is answered with that.
     quarantined: tuple[Member, ...] = ()
+    # Version of the layout.
+    layout: int = 0
 
     def __str__(self) -> str:
-        return f"gather {self.id} of {_listed(self.members)} on {_listed(self.shards)}"
+        layout = f", layout {self.layout}" if self.layout else ""
+        return f"gather {self.id} of {_listed(self.members)} on {_listed(self.shards)}{layout}"
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ never more than one decision apart, and the last decision is all that a coordina
     lost         a shard has lost its part; nothing goes on
 
 An attempt is over when a member of it is lost before its contribution is whole on every shard, when values that are
-not finite are left out, when a shard goes away, or when what it is to add up changes. The next attempt has the next
-number and whoever is a member then; workers send their gradient again by themselves.
+not finite are left out, when a shard goes away, when what it is to add up changes, or when a group is added. The next
+attempt has the next number and whoever is a member then; workers send their gradient again by themselves.
 
 A worker that joins in the middle of a round takes part
 - in this round, as a new attempt, while no contribution has arrived on any shard and nobody has left who might have
@@ -42,6 +42,7 @@ from stepd_server.coordinator.events import (
     Finished,
     Gather,
     Gathered,
+    LayoutChanged,
     Lost,
     MemberJoined,
     MemberLeft,
@@ -82,6 +83,7 @@ class Rounds:
         last: Decision | None = None,
         attempt: int = 0,
         away: Iterable[int] = (),
+        layout: int = 0,
     ) -> None:
         """A new run; or, with what a coordinator before this one recorded, an old one without members.
 
@@ -91,10 +93,12 @@ class Rounds:
             last: the last recorded decision.
             attempt: the first of the next round that has not been given away.
             away: shards that have yet to say where they stand.
+            layout: version of the layout.
         """
         self._all: Final = tuple(range(shards))
         self._spec = spec
         self._policy = policy_of(spec.sync)
+        self._layout = layout
         self.last = last
         self.step = last.step if last else 0
         self.id = RoundId(last.id.round + 1 if last else 0, attempt)
@@ -195,6 +199,10 @@ class Rounds:
                 self._give_up(f"shard {shard} {problem}")
             case PolicyChanged(spec):
                 self._change(spec)
+            case LayoutChanged(spec, layout):
+                # What was gathered knows nothing of the new group; nor do its sums.
+                self._spec, self._layout = spec, layout
+                self._start_over()
         self._advance()
         return self._actions
 
@@ -299,7 +307,9 @@ class Rounds:
         sync = self._spec.sync
         left_out = tuple(sorted(self._left_out, key=lambda member: member.rank))
         self._actions.append(
-            Gather(self._all, self.id, members, self._spec.clip, sync.reduce, sync.deterministic, left_out),
+            Gather(
+                self._all, self.id, members, self._spec.clip, sync.reduce, sync.deterministic, left_out, self._layout
+            ),
         )
 
     def _start_over(self) -> None:

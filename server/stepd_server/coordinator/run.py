@@ -15,10 +15,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from stepd import specs
 from stepd.definitions import RunSpec
 from stepd.errors import FailedPrecondition, NotFound
-from stepd.v1 import coordinator_pb2, run_pb2
+from stepd.v1 import coordinator_pb2, run_pb2, shard_control_pb2
 from stepd_server.coordinator import convert, decision, events
 from stepd_server.coordinator.changes import changed
 from stepd_server.coordinator.driver import Driver
+from stepd_server.coordinator.extension import Extension
 from stepd_server.coordinator.fleet import Fleet
 from stepd_server.coordinator.membership import Membership, Seat, check_metrics
 from stepd_server.coordinator.policy import policy_of
@@ -71,6 +72,10 @@ class Run:
         return self.record.name
 
     @property
+    def spec(self) -> RunSpec:
+        return self._spec
+
+    @property
     def started(self) -> bool:
         return self._rounds is not None
 
@@ -80,7 +85,7 @@ class Run:
         """Its parameters are loaded: open the first round as soon as there are workers."""
         self._write(dataclasses.replace(self.record, started=True))
         away = [shard.index for shard in self._fleet.shards if not shard.ready]
-        self._rounds = Rounds(len(self._fleet.shards), self._spec, away=away)
+        self._rounds = Rounds(len(self._fleet.shards), self._spec, away=away, layout=self._layout_version)
 
     def restore(self) -> None:
         """Take it up where an earlier coordinator left it: without members; shards have yet to say where they stand."""
@@ -90,6 +95,7 @@ class Run:
             last=self._store.last_decision,
             attempt=self._store.next_attempt(),
             away=range(len(self._fleet.shards)),
+            layout=self._layout_version,
         )
 
     def set_bytes(self, total: int) -> None:
@@ -154,6 +160,8 @@ class Run:
         if held is None or held.run_id != self.record.run_id:
             self.tell(events.ShardLost(index, "does not hold its part of the run any more"))
         else:
+            if held.layout_version < self._layout_version:
+                self._settle(index)
             self.tell(events.ShardBack(index, held.round, held.step, held.torn))
 
     # --- Members --------------------------------------------------------------------------------------------------
@@ -193,6 +201,10 @@ class Run:
             logger.info("run %r: the lease of %s has run out", self.name, member)
             self.tell(events.MemberLost(member))
 
+    def check_going(self) -> None:
+        """Raise unless it has started and is not lost."""
+        self._going_rounds()
+
     def _going_rounds(self) -> Rounds:
         if self._rounds is None:
             raise FailedPrecondition(
@@ -214,6 +226,28 @@ class Run:
         self._write(dataclasses.replace(self.record, prepared=prepared))
         self._spec = spec
         self.tell(events.PolicyChanged(spec))
+
+    def extend(self, extension: Extension) -> None:
+        """A group is there on every shard: from here on it is part of the run."""
+        spec = extension.spec(self._spec)
+        prepared = shard_control_pb2.PrepareRunRequest(
+            run_id=self.record.run_id, spec=specs.run_to_proto(spec), layout=extension.layout
+        )
+        self._write(
+            dataclasses.replace(self.record, prepared=prepared, extension=extension.id, state_bytes=extension.bytes)
+        )
+        self._spec = spec
+        self._driver.groups = len(spec.groups)
+        self._settle(*(shard.index for shard in self._fleet.shards))
+        self.tell(events.LayoutChanged(spec, self._layout_version))
+
+    def _settle(self, *shards: int) -> None:
+        # Rounds before this one are finished as they were gathered.
+        at = self._rounds.id.round if self._rounds else 0
+        request = shard_control_pb2.SettleExtensionRequest(
+            run=self.name, extension=self.record.extension, round=at, layout_version=self._layout_version
+        )
+        self._driver.settle(request, shards)
 
     def watching(self) -> AbstractContextManager[AsyncIterator[coordinator_pb2.WatchRunResponse]]:
         return self._watchers.watching()
@@ -244,8 +278,15 @@ class Run:
     @property
     def layout(self) -> run_pb2.Layout:
         """Where everything lies, with the places at which the shards are now."""
+        return self.with_targets(self.record.prepared.layout)
+
+    @property
+    def _layout_version(self) -> int:
+        return self.record.prepared.layout.version
+
+    def with_targets(self, as_recorded: run_pb2.Layout) -> run_pb2.Layout:
         layout = run_pb2.Layout()
-        layout.CopyFrom(self.record.prepared.layout)
+        layout.CopyFrom(as_recorded)
         for shard, target in zip(layout.shards, self._fleet.targets, strict=True):
             shard.target = target or shard.target
         return layout

@@ -19,6 +19,7 @@ from stepd.limits import LOADING_TIMEOUT_S, RUNS_MAX
 from stepd.settings import shown
 from stepd.v1 import coordinator_pb2, run_pb2, shard_control_pb2
 from stepd_server.coordinator.abilities import check_trainable
+from stepd_server.coordinator.extending import Extending
 from stepd_server.coordinator.fleet import Fleet
 from stepd_server.coordinator.run import Clocks, Run
 from stepd_server.coordinator.store import RunRecord, Store
@@ -42,6 +43,7 @@ class Runs:
         self._store = store
         self._clocks = clocks
         self._runs: dict[str, Run] = {}
+        self._extending: Final = Extending(fleet, self._lay_out, clocks.steady)
         self._incarnations = count(store.start() * _INCARNATIONS_OF_ONE_LIFE + 1)
         # Deleted runs, and the shards that have yet to hear of it.
         self._dropped: dict[str, tuple[RunRecord, set[int]]] = {}
@@ -140,6 +142,17 @@ class Runs:
                 logger.info("run %r: started", name)
             return run
 
+    async def add_group(self, request: coordinator_pb2.AddGroupRequest) -> coordinator_pb2.AddGroupResponse:
+        async with self._lock(request.run):
+            return await self._extending.add(self.get(request.run), request)
+
+    async def commit_group(self, request: coordinator_pb2.CommitGroupRequest) -> Run:
+        async with self._lock(request.run):
+            run = self.get(request.run)
+            settle = self._extending.abandon if request.abandon else self._extending.commit
+            await settle(run, request.request_id)
+            return run
+
     # --- Deleting -------------------------------------------------------------------------------------------------
 
     async def delete(self, name: str) -> None:
@@ -155,6 +168,7 @@ class Runs:
     async def _delete(self, run: Run) -> None:
         self._bury(run.record)
         self._runs.pop(run.name, None)
+        self._extending.forget(run)
         await run.close(deleted=True)
         await self._sweep(run.record.run_id, [shard.index for shard in self._fleet.shards if shard.ready])
         logger.info("run %r: deleted", run.name)

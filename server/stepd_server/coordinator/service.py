@@ -127,6 +127,15 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
         run.update(request)
         return pb.UpdateRunResponse(run=run.state())
 
+    async def AddGroup(self, request: pb.AddGroupRequest, _: Context) -> pb.AddGroupResponse:
+        if not request.request_id:
+            refuse("request", "request_id", "", "at least 1 character: it names the group until it is committed")
+        _check_request_id(request.request_id)
+        return await self._runs.add_group(request)
+
+    async def CommitGroup(self, request: pb.CommitGroupRequest, _: Context) -> pb.CommitGroupResponse:
+        return pb.CommitGroupResponse(run=(await self._runs.commit_group(request)).state())
+
     async def DeleteRun(self, request: pb.DeleteRunRequest, _: Context) -> pb.DeleteRunResponse:
         await self._runs.delete(request.run)
         return pb.DeleteRunResponse()

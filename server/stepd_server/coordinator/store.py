@@ -39,6 +39,7 @@ class RunRecord:
         created_at: seconds since the epoch.
         state_bytes: on all shards.
         started: its parameters are loaded.
+        extension: the request_id of the latest group that was added.
     """
 
     prepared: shard_control_pb2.PrepareRunRequest
@@ -46,6 +47,7 @@ class RunRecord:
     created_at: float
     state_bytes: int = 0
     started: bool = False
+    extension: str = ""
 
     @property
     def name(self) -> str:
@@ -62,6 +64,7 @@ class RunRecord:
                 "created_at": self.created_at,
                 "state_bytes": self.state_bytes,
                 "started": self.started,
+                "extension": self.extension,
             }
         ).encode()
         return _LENGTH.pack(len(about)) + about + self.prepared.SerializeToString()

@@ -4,6 +4,7 @@ run.pb          what the run was prepared with, written last
 journal         counters: where the run stands, and whether a step was under way
 updates         for each slice, how often its parameter was updated (torch's state["step"])
 scalars         for each slice, what else its rule keeps for its parameter: a row as long as the longest of any rule
+                (scalars.V in version V of the layout, from 1)
 parameters      the masters, flat
 accumulator     the gradient of the round, flat
 averaged        the run's average of the parameters, flat, if it keeps one; zeros until the first step that counts
@@ -44,16 +45,23 @@ class Field(IntEnum):
 class Arena:
     """The arrays of one run's piece."""
 
-    def __init__(self, folder: Path, piece: Piece, prepared: shard_control_pb2.PrepareRunRequest) -> None:
-        """Map the files in `folder`, making those that are not there."""
+    def __init__(
+        self, folder: Path, piece: Piece, prepared: shard_control_pb2.PrepareRunRequest, *, staged: bool = False
+    ) -> None:
+        """Map the files in `folder`, making those that are not there.
+
+        Args:
+            staged: beside another arena in the same folder, which it is to replace (see extending.py).
+        """
         self.folder = folder
         self.piece = piece
+        self._prepared = prepared
         self.run_id = prepared.run_id
         folder.mkdir(parents=True, exist_ok=True)
         try:
             self.journal = _map(folder / "journal", len(Field), np.dtype("<i8"))
             self.updates = _map(folder / "updates", len(piece.slices), np.dtype("<i8"))
-            self._scalars = _map(folder / "scalars", len(piece.slices) * piece.scalars, np.dtype("<f8"))
+            self._scalars = _map(folder / piece.scalars_file, len(piece.slices) * piece.scalars, np.dtype("<f8"))
             self.parameters: Array = _map(folder / "parameters", piece.size, piece.dtype)
             self.accumulator: Array = _map(folder / "accumulator", piece.size, piece.dtype)
             self.averaged: Array | None = None
@@ -66,9 +74,11 @@ class Arena:
                 )
                 for index, group in enumerate(piece.groups)
             )
-            _write_whole(folder / "run.pb", prepared.SerializeToString())
+            if not staged:
+                self.write_prepared()
         except OSError as error:
-            self.remove()
+            if not staged:
+                self.remove()
             if error.errno not in (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT):
                 raise
             raise ResourceExhausted(
@@ -107,16 +117,33 @@ class Arena:
         """Whether the process died in the middle of a step."""
         return bool(self.journal[Field.INTENT] != self.journal[Field.ROUND])
 
+    def write_prepared(self) -> None:
+        """From here on, whoever opens the folder finds this run."""
+        write_whole(self.folder / "run.pb", self._prepared.SerializeToString())
+
     def seal(self) -> None:
         """The initial parameters are complete: fill the buffers and open the run."""
-        for group, arrays in zip(self.piece.groups, self.buffers, strict=True):
+        self.fill(first_group=0, first_slice=0)
+        self.journal[Field.SEALED] = 1
+
+    def fill(self, *, first_group: int, first_slice: int) -> None:
+        """Give what rules keep its value before the first step, from a group and its first slice on."""
+        for group, arrays in zip(self.piece.groups[first_group:], self.buffers[first_group:], strict=True):
             for buffer, array in zip(group.rule.buffers(), arrays, strict=True):
                 own = buffer.initial == "parameter"
                 array[:] = self.parameters[group.start : group.stop] if own else buffer.initial
-        for index in range(len(self.piece.slices)):
+        for index in range(first_slice, len(self.piece.slices)):
             rule = self.piece.groups[self.piece.group_of(index)].rule
             self.set_scalars(index, tuple(scalar.initial for scalar in rule.scalars()))
-        self.journal[Field.SEALED] = 1
+        if self.averaged is not None:
+            # Of parameters that come to a run which has averaged already, the average so far is what they begin with.
+            begin = self.piece.starts[first_slice]
+            self.averaged[begin:] = self.parameters[begin:]
+
+    def take_scalars(self, before: Arena) -> None:
+        """Copy the scalars of all slices of an arena that this one extends."""
+        for index in range(len(before.piece.slices)):
+            self.set_scalars(index, before.scalars(index, before.piece.scalars))
 
     def scalars(self, index: int, count: int) -> tuple[float, ...]:
         """The first `count` scalars of a slice, which are all that its rule keeps."""
@@ -171,7 +198,7 @@ def _map(path: Path, size: int, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
     return np.frombuffer(mapping, dtype)
 
 
-def _write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Write a file that is there whole or not at all."""
     temporary = path.with_suffix(".tmp")
     temporary.write_bytes(content)

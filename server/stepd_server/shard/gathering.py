@@ -207,6 +207,26 @@ def _is_finite(data: Array) -> bool:
         return bool(math.isfinite(np.dot(data, data)) or np.isfinite(data).all())
 
 
+def status_outside(
+    header: shard_pb2.PushHeader, decision: round_pb2.Decision | None, gathering: Gathering | None
+) -> shard_pb2.ReceiptStatus:
+    """What became of a contribution to a round that is over or does not count its sender.
+
+    Args:
+        decision: the latest.
+        gathering: what is gathered now.
+    """
+    key = key_of(header.member)
+    if decision is not None and decision.id.round == header.id.round:
+        if any(key_of(m) == key for m in decision.quarantined):
+            return shard_pb2.RECEIPT_STATUS_QUARANTINED
+        if any(key_of(m) == key for m in decision.members):
+            return shard_pb2.RECEIPT_STATUS_DUPLICATE
+    if gathering is not None and gathering.id[0] == header.id.round and key in gathering.quarantined:
+        return shard_pb2.RECEIPT_STATUS_QUARANTINED
+    return shard_pb2.RECEIPT_STATUS_LATE
+
+
 def restarted(run: str, round_number: int, attempt: int) -> Aborted:
     """The error for what belongs to an attempt that is over."""
     return Aborted(
@@ -215,6 +235,16 @@ def restarted(run: str, round_number: int, attempt: int) -> Aborted:
         run=run,
         round=round_number,
         attempt=attempt,
+    )
+
+
+def layout_changed(run: str, version: int) -> Aborted:
+    """The error for what goes by an older layout."""
+    return Aborted(
+        f"run {run!r} has version {version} of its layout: a group was added",
+        reason="LAYOUT_CHANGED",
+        run=run,
+        layout_version=version,
     )
 
 

@@ -57,12 +57,14 @@ class Piece:
         slices: laid end to end, they are the flat space.
         block: elements in a block.
         dtype: of the master parameters, buffers and gradients.
+        version: of the layout.
     """
 
     spec: run_pb2.RunSpec
     slices: tuple[Slice, ...]
     block: int
     dtype: np.dtype[Any]
+    version: int = 0
 
     @classmethod
     def of(cls, spec: run_pb2.RunSpec, layout: run_pb2.Layout, index: int) -> Piece:
@@ -71,7 +73,7 @@ class Piece:
                 f"run {spec.name!r} is laid out over {len(layout.shards)} shards, this is shard {index}", given=index
             )
         dtype = np.dtype("<f8") if layout.dtype == run_pb2.D_TYPE_FLOAT64 else np.dtype("<f4")
-        return cls(spec, slices_of(layout.shards[index]), layout.block_elements, dtype)
+        return cls(spec, slices_of(layout.shards[index]), layout.block_elements, dtype, layout.version)
 
     @cached_property
     def starts(self) -> list[int]:
@@ -104,6 +106,11 @@ class Piece:
     def scalars(self) -> int:
         """The most scalars that a rule keeps for a parameter."""
         return max((len(group.rule.scalars()) for group in self.groups), default=0)
+
+    @property
+    def scalars_file(self) -> str:
+        """Of this version's own: with a further group the rows may be longer."""
+        return f"scalars.{self.version}" if self.version else "scalars"
 
     def group_of(self, slice_index: int) -> int:
         return self.spec.parameters[self.slices[slice_index].parameter].group

@@ -10,14 +10,25 @@ from functools import partial
 import numpy as np
 
 from stepd import wire
-from stepd.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound, StepdError, Unavailable
+from stepd.errors import Aborted, FailedPrecondition, NotFound, Unavailable
 from stepd.limits import BLOCK_ELEMENTS, CHUNK_BYTES, READER_GRACE_S, WAIT_S
 from stepd.rules.base import Array
 from stepd.v1 import round_pb2, shard_control_pb2, shard_pb2
 from stepd_server.shard.applying import apply_step
 from stepd_server.shard.arena import Arena
 from stepd_server.shard.averaging import Averaging, averaged, check_averages
-from stepd_server.shard.gathering import Contribution, Gathering, as_array, key_of, members_text, restarted
+from stepd_server.shard.extending import Extension
+from stepd_server.shard.gathering import (
+    Contribution,
+    Gathering,
+    as_array,
+    key_of,
+    layout_changed,
+    members_text,
+    restarted,
+    status_outside,
+)
+from stepd_server.shard.loading import cut_short, load
 from stepd_server.shard.signal import Signal
 
 log = logging.getLogger(__name__)
@@ -37,6 +48,8 @@ class ShardRun:
         self.arena = arena
         self.name = arena.piece.spec.name
         self.closed = False
+        # A group that is being added: the run with it, until it counts.
+        self.extension: Extension | None = None
         self._changed = Signal()
         self._gathering: Gathering | None = None
         # The latest decision that has taken effect or is being applied.
@@ -53,25 +66,9 @@ class ShardRun:
         """Take the initial parameters."""
         if self.arena.sealed:
             raise FailedPrecondition(f"run {self.name!r} has started: its parameters are not loaded any more")
-        piece = self.arena.piece
-        self._loaded = at = 0
-        async for chunk in chunks:
-            count = wire.check_chunk(chunk, at, piece.size, piece.dtype.itemsize)
-            data = as_array(chunk.data, piece.dtype)
-            finite = np.isfinite(data)
-            if not finite.all():
-                parameter = piece.parameter_at(at + int(np.argmin(finite)))
-                name = piece.spec.parameters[parameter].name
-                raise InvalidArgument(
-                    f"initial parameter {name!r} must be finite, got {data[np.argmin(finite)]}",
-                    reason="NONFINITE_PARAMETER",
-                    parameter=name,
-                )
-            self.arena.parameters[at : at + count] = data
-            at += count
-        if at != piece.size:
-            raise _cut_short(at, piece.size)
-        self._loaded = at
+        self._loaded = 0
+        await load(self.arena, 0, chunks, self._check_alive)
+        self._loaded = self.arena.piece.size
 
     def seal(self) -> None:
         """Open the run."""
@@ -93,7 +90,7 @@ class ShardRun:
         await self._wait(lambda: self._admits(header), header.id.round)
         gathering = self._gathering
         if gathering is None or gathering.id != id or key_of(header.member) not in gathering.contributions:
-            return self._receipt(header, self._status_outside(header))
+            return self._receipt(header, status_outside(header, self._decision, gathering))
         contribution = gathering.begin(header)
         if contribution.whole:
             return self._receipt(header, shard_pb2.RECEIPT_STATUS_DUPLICATE)
@@ -105,7 +102,7 @@ class ShardRun:
             data = as_array(chunk.data, dtype)
             await self._add(gathering, contribution, data, at)
         if at != size:
-            raise _cut_short(at, size)
+            raise cut_short(at, size)
         self._check_current(gathering)
         if not contribution.whole:
             gathering.finish(contribution)
@@ -136,26 +133,14 @@ class ShardRun:
         self._check_alive()
         if header.id.round < self._round:
             return True
+        if not self._has_layout(header.layout_version):
+            return False
         gathering = self._gathering
         if gathering is None or self._finishing is not None or header.id.round > gathering.id[0]:
             return False
         if header.id.attempt < gathering.id[1]:
             raise restarted(self.name, *gathering.id)
         return header.id.attempt == gathering.id[1]
-
-    def _status_outside(self, header: shard_pb2.PushHeader) -> shard_pb2.ReceiptStatus:
-        """What became of a contribution to a round that is over or does not count its sender."""
-        key = key_of(header.member)
-        decision = self._decision
-        if decision is not None and decision.id.round == header.id.round:
-            if any(key_of(m) == key for m in decision.quarantined):
-                return shard_pb2.RECEIPT_STATUS_QUARANTINED
-            if any(key_of(m) == key for m in decision.members):
-                return shard_pb2.RECEIPT_STATUS_DUPLICATE
-        gathering = self._gathering
-        if gathering is not None and gathering.id[0] == header.id.round and key in gathering.quarantined:
-            return shard_pb2.RECEIPT_STATUS_QUARANTINED
-        return shard_pb2.RECEIPT_STATUS_LATE
 
     def _receipt(self, header: shard_pb2.PushHeader, status: shard_pb2.ReceiptStatus) -> shard_pb2.PushResponse:
         return shard_pb2.PushResponse(status=status, id=header.id, step=self.arena.step)
@@ -174,6 +159,7 @@ class ShardRun:
             raise Unavailable(f"run {self.name!r}: round {self.arena.round} is not finished, asked for {id[0]}")
         if self.arena.round > id[0] or (self._gathering is not None and self._gathering.id > id):
             raise FailedPrecondition(f"run {self.name!r}: round {id[0]} attempt {id[1]} is over")
+        self._extend_to(request.layout_version)
         if self._gathering is None or self._gathering.id < id:
             arena = self.arena
             self._gathering = Gathering(arena.piece, arena.accumulator, arena.updates, request)
@@ -261,6 +247,35 @@ class ShardRun:
         for _ in averaging.add_untouched(gathering.touched):
             await asyncio.sleep(0)
 
+    # --- Groups that are added ----------------------------------------------------------------------------------
+
+    async def settle(self, version: int, from_round: int) -> None:
+        """Have the run be its extension of that version, when all rounds before `from_round` are finished."""
+        ready = await self._changed.until(
+            lambda: self._check_alive() and self._finishing is None and self.arena.round >= from_round, WAIT_S
+        )
+        if not ready:
+            raise Unavailable(f"run {self.name!r}: round {self.arena.round} is not finished")
+        self._extend_to(version)
+
+    def _extend_to(self, version: int) -> None:
+        extension = self.extension
+        if version <= self.arena.piece.version:
+            return
+        if extension is None or not extension.sealed or extension.version != version:
+            raise FailedPrecondition(f"run {self.name!r}: version {version} of the layout was not prepared here")
+        self.arena, self.extension = extension.settle(), None
+        self._gathering = None
+        self._changed.notify()
+        log.info("run %r: extended, version %d of the layout", self.name, version)
+
+    def _has_layout(self, version: int) -> bool:
+        """Whether a caller's layout is the present one; one that is to come may be waited for."""
+        present = self.arena.piece.version
+        if version < present:
+            raise layout_changed(self.name, present)
+        return version == present
+
     # --- Parameters ---------------------------------------------------------------------------------------------
 
     async def pull(self, request: shard_pb2.PullRequest) -> AsyncGenerator[bytes, None]:
@@ -297,6 +312,8 @@ class ShardRun:
         self._check_alive()
         if not self.arena.sealed:
             raise FailedPrecondition(f"run {self.name!r} has not started", reason="RUN_NOT_STARTED")
+        if not self._has_layout(request.layout_version):
+            return False
         if request.HasField("round") and request.round >= self._round:
             gathering = self._gathering
             if gathering is not None and request.HasField("attempt") and self._finishing is None:
@@ -374,9 +391,3 @@ class ShardRun:
 
 def _chunks(ranges: list[tuple[int, int]], size: int) -> list[tuple[int, int]]:
     return [(a, min(a + size, stop)) for start, stop in ranges for a in range(start, stop, size)]
-
-
-def _cut_short(at: int, size: int) -> StepdError:
-    return InvalidArgument(
-        f"the stream ended after {at} of {size} elements", reason="BAD_CHUNK", expected=size, given=at
-    )

@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 import grpc
 
 from stepd import wire
-from stepd.errors import InvalidArgument, NotFound
+from stepd.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from stepd.v1 import coordinator_pb2, shard_control_pb2, shard_control_pb2_grpc, shard_pb2
 from stepd_server.shard.arena import Arena, read_prepared
+from stepd_server.shard.extending import Extension, no_extension, restore
 from stepd_server.shard.plan import Piece
 from stepd_server.shard.run import ShardRun
 
@@ -61,6 +62,7 @@ class ShardService(shard_control_pb2_grpc.ShardControlServicer):
                 round=run.arena.round,
                 step=run.arena.step,
                 torn=run.arena.torn,
+                layout_version=run.arena.piece.version,
             )
             for run in self._runs.values()
             if run.arena.sealed
@@ -75,7 +77,9 @@ class ShardService(shard_control_pb2_grpc.ShardControlServicer):
 
     async def load_parameters(self, stream: AsyncIterator[bytes], _: Context) -> shard_pb2.LoadParametersResponse:
         header = await _first(stream, wire.decode_load, shard_pb2.LoadParametersHeader)
-        await self._run(header.run).load(_chunks(stream))
+        run = self._run(header.run)
+        target = _extension(run, header.extension) if header.extension else run
+        await target.load(_chunks(stream))
         return shard_pb2.LoadParametersResponse()
 
     async def push(self, stream: AsyncIterator[bytes], _: Context) -> shard_pb2.PushResponse:
@@ -102,8 +106,27 @@ class ShardService(shard_control_pb2_grpc.ShardControlServicer):
         return shard_control_pb2.PrepareRunResponse(bytes=self._runs[name].arena.bytes)
 
     async def SealRun(self, request: shard_control_pb2.SealRunRequest, _: Context) -> shard_control_pb2.SealRunResponse:
-        self._run(request.run).seal()
+        run = self._run(request.run)
+        target = _extension(run, request.extension) if request.extension else run
+        target.seal()
         return shard_control_pb2.SealRunResponse()
+
+    async def ExtendRun(
+        self, request: shard_control_pb2.ExtendRunRequest, _: Context
+    ) -> shard_control_pb2.ExtendRunResponse:
+        run = self._run(request.prepared.spec.name)
+        return shard_control_pb2.ExtendRunResponse(bytes=stage(run, request, self._index).arena.bytes)
+
+    async def SettleExtension(
+        self, request: shard_control_pb2.SettleExtensionRequest, _: Context
+    ) -> shard_control_pb2.SettleExtensionResponse:
+        run = self._run(request.run)
+        if not request.drop:
+            await run.settle(request.layout_version, request.round)
+        elif run.extension is not None and run.extension.id == request.extension:
+            run.extension.drop()
+            run.extension = None
+        return shard_control_pb2.SettleExtensionResponse()
 
     async def DropRun(self, request: shard_control_pb2.DropRunRequest, _: Context) -> shard_control_pb2.DropRunResponse:
         await self._drop(request.run)
@@ -140,10 +163,33 @@ class ShardService(shard_control_pb2_grpc.ShardControlServicer):
         if prepared is not None:
             arena = Arena(folder, Piece.of(prepared.spec, prepared.layout, self._index), prepared)
             if arena.sealed:
-                self._runs[arena.piece.spec.name] = ShardRun(arena)
+                run = self._runs[arena.piece.spec.name] = ShardRun(arena)
+                run.extension = restore(arena, self._index)
                 log.info("run %r: taken up again at step %d", arena.piece.spec.name, arena.step)
                 return
         shutil.rmtree(folder)
+
+
+def stage(run: ShardRun, request: shard_control_pb2.ExtendRunRequest, index: int) -> Extension:
+    """Take memory for an extension, unless it is there; one that was not settled gives way."""
+    arena, staged = run.arena, run.extension
+    version = request.prepared.layout.version
+    if arena.run_id != request.prepared.run_id or version <= arena.piece.version:
+        raise FailedPrecondition(f"run {run.name!r}: not the run, or the version of its layout, that is to be extended")
+    if version > arena.piece.version + 1:
+        raise Unavailable(f"run {run.name!r}: the group before is not settled yet", reason="GROUP_PENDING")
+    if staged is None or staged.request != request:
+        if staged is not None:
+            staged.drop()
+        run.extension = None
+        staged = run.extension = Extension(request, arena, index)
+    return staged
+
+
+def _extension(run: ShardRun, id: str) -> Extension:
+    if run.extension is None or run.extension.id != id:
+        raise no_extension(run.name)
+    return run.extension
 
 
 async def _first(stream: AsyncIterator[bytes], decode: Callable[[bytes], object], kind: type[Header]) -> Header:
