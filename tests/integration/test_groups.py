@@ -260,3 +260,18 @@ def test_a_server_that_is_killed_while_a_group_is_added_does_not_spoil_it(name: 
             params = worker.step({"w": np.ones(70_000, np.float32), "v": new["v"]}).params
         np.testing.assert_array_equal(params["v"], np.zeros(2_000_000))
         np.testing.assert_array_equal(params["w"], -np.ones(70_000))
+
+
+def test_a_run_that_grew_has_the_same_bits_on_any_number_of_shards(connect: Connect, name: str) -> None:
+    old, new = random(0, **OLD), random(1, **NEW)
+    ends: list[tuple[list[float], Arrays]] = []
+    for shards in (1, 3):
+        run = connect(shards).create_run(name, old, optimizer=stepd.AdamW(lr=0.1), clip=stepd.ClipNorm(50.0))
+        run.add_param_group(stepd.ParamGroup(new, lr=0.5, clip=stepd.ClipNorm(20.0)))
+        with run.join() as worker:
+            norms = [worker.step(random(2 + seed, **OLD, **NEW)).grad_norm for seed in range(3)]
+        ends.append((norms, run.pull()))
+    (norms, params), (others, again) = ends
+    assert norms == others
+    for key, value in params.items():
+        assert value.tobytes() == again[key].tobytes(), key

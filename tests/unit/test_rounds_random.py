@@ -1,8 +1,8 @@
 """Rounds against a small world that is as bad as it can be, from a seed.
 
 Messages are late, doubled and out of order; shards die with what they have not written and come back; the coordinator
-is replaced; workers join, leave, are lost and come back under their names. Whatever happens, what must never happen is
-asserted on the way; at the end the weather clears, and the run must go on.
+is replaced; workers join, leave, are lost and come back under their names; groups are added. Whatever happens, what
+must never happen is asserted on the way; at the end the weather clears, and the run must go on.
 
 STEPD_SEED=N repeats one world; STEPD_WORLDS=N makes so many.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -46,6 +46,7 @@ class World:
         self.random = random.Random(seed)
         self.shards = [Shard() for _ in range(self.random.choice((1, 2, 3)))]
         self.exact = self.random.choice((None, None, 1, 2, 3))
+        self.layout = 0  # so many groups were added
         self.spec = self._spec()
         self.rounds = Rounds(len(self.shards), self.spec)
         self.pending: list[tuple[int, Callable[[], None]]] = []
@@ -62,7 +63,7 @@ class World:
         return RunSpec(
             name="world",
             parameters=(ParameterSpec("w", (4,), np.dtype(np.float32)),),
-            groups=(GroupSpec(SGD(lr=0.1)),),
+            groups=(GroupSpec(SGD(lr=0.1)),) * (1 + self.layout),
             clip=clip,
             sync=Sync(workers=self.exact),
             on_nonfinite=self.random.choice(("skip", "quarantine", "error")),
@@ -78,6 +79,7 @@ class World:
                     assert decision.id.round == len(self.recorded), "a round was left out"
                     behind = [shard for shard in self.shards if shard.round < decision.id.round]
                     assert not behind, "decided before every shard had carried out the decision before"
+                    assert len(decision.groups) == 1 + self.layout, "decided without a group that was added"
                     if decision.members:
                         assert decision.members == self.casts[decision.id], "decided with others than those asked"
                     self.recorded[decision.id.round] = decision
@@ -100,6 +102,7 @@ class World:
         self.given_away.add(gather.id)
         self.casts[gather.id] = gather.members
         assert gather.members, "nobody asked"
+        assert gather.layout == self.layout, "gathered by a layout that is not the present one"
         for member in gather.members:
             assert self.members.get(member.worker) == member, "somebody asked who is not a member"
             assert self.first[member] <= gather.id or self.first[member].round == gather.id.round, "asked too early"
@@ -110,7 +113,8 @@ class World:
         attempt = self.attempt.attempt + 1 if self.attempt.round == following else 1
         self.pending.clear()
         self.members.clear()
-        self.rounds = Rounds(len(self.shards), self.spec, last=last, attempt=attempt, away=range(len(self.shards)))
+        away = range(len(self.shards))
+        self.rounds = Rounds(len(self.shards), self.spec, last=last, attempt=attempt, away=away, layout=self.layout)
         for index, shard in enumerate(self.shards):
             if shard.up:
                 self.tell(events.ShardBack(index, shard.round, shard.step))
@@ -147,15 +151,15 @@ class World:
         self.post(index, lambda: self.tell(events.Arrived(index, gather.id, member)))
         if shard.arrived.issuperset(gather.members):
             shard.prepared = gather.id
-            sums = self._sums(gather.members)
+            sums = self._sums(gather.members, 1 + gather.layout)
             self.post(index, lambda: self.tell(events.Gathered(index, gather.id, sums)))
 
-    def _sums(self, members: tuple[Member, ...]) -> Sums:
+    def _sums(self, members: tuple[Member, ...], groups: int) -> Sums:
         part = ExactSum()
         part.add(self.random.random())
         weather = self.random.random()
         nonfinite = (Nonfinite(self.random.choice(members), 0),) if weather < 0.05 else ()
-        return Sums((part,), (None,), nonfinite, overflow=weather > 0.97)
+        return Sums((part,) * groups, (None,) * groups, nonfinite, overflow=weather > 0.97)
 
     def _shard_finishes(self, index: int, decision: Decision) -> None:
         shard = self.shards[index]
@@ -230,6 +234,7 @@ class World:
             (0.97, lambda: self.revive(shard)),
             (0.98, self.change_policy),
             (0.985, self.replace_coordinator),
+            (0.99, self.add_group),
         )
         next((act for chance, act in chances if roll < chance), self.deliver_one)()
 
@@ -238,6 +243,11 @@ class World:
         self.spec = self._spec()
         object.__setattr__(self.spec, "on_nonfinite", before.on_nonfinite)
         self.tell(events.PolicyChanged(self.spec))
+
+    def add_group(self) -> None:
+        self.layout += 1
+        self.spec = replace(self.spec, groups=self.spec.groups + self.spec.groups[:1])
+        self.tell(events.LayoutChanged(self.spec, self.layout))
 
     def clear_up(self) -> None:
         """Everything lives, whoever is a member contributes: two more rounds must be decided."""
