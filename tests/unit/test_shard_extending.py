@@ -311,3 +311,22 @@ def test_a_round_that_is_decided_is_finished_before_the_run_is_extended(tmp_path
         np.testing.assert_array_equal(after["big"], arrays(0)["big"] - arrays(1)["big"])
 
     run(scenario)
+
+
+def test_a_run_with_an_average_grows_with_it(tmp_path: Path) -> None:
+    """The average of what is new begins as what it is, not as nothing; what is old keeps its own."""
+
+    async def scenario() -> None:
+        average = run_pb2.AverageSpec(exponential=run_pb2.ExponentialAverage(decay=0.5))
+        fleet = Fleet(tmp_path, arrays(0), NAdam(lr=0.1), 2, average=average)
+        await fleet.start()
+        await fleet.step(arrays(1), lr=0.1)
+        before = await fleet.pull(averaged=True)
+        wanted = request(fleet, NEW, NAdam(lr=0.5))
+        await load(fleet, wanted, NEW)
+        await settle(fleet, wanted, NEW)
+        for name, value in {**before, **NEW}.items():
+            pulled = await fleet.pull(averaged=True, layout_version=1)
+            np.testing.assert_array_equal(pulled[name], value, err_msg=name)
+
+    run(scenario)
