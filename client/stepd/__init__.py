@@ -1,5 +1,6 @@
 """stepd: a training run's parameters and optimizer state on servers, so that workers need only compute gradients."""
 
+from stepd import compat
 from stepd.channel import TLS
 from stepd.client import Client, connect
 from stepd.errors import (
@@ -140,6 +141,7 @@ __all__ = [
     "WorkerInfo",
     "Yogi",
     "__version__",
+    "compat",
     "connect",
     "local",
     "tune_malloc",

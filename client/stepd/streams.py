@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import grpc
 
@@ -18,6 +18,7 @@ from stepd.errors import Aborted, StepdError, Unavailable
 from stepd.parameters import ParameterTable
 from stepd.retry import PAUSE_S_MIN, Patience
 from stepd.session import Session, together
+from stepd.state_space import StatePicture
 from stepd.status import from_rpc_error
 from stepd.transfer import Plan, ShardPush
 from stepd.v1 import coordinator_pb2, round_pb2, run_pb2, shard_pb2
@@ -54,11 +55,23 @@ class RunStreams:
 
     async def _load(self, shard: int, views: Mapping[int, memoryview]) -> None:
         header = wire.encode_header(shard_pb2.LoadParametersRequest, shard_pb2.LoadParametersHeader(run=self.run))
-        push, patience = self.plan.pushes()[shard], self._patience("LoadParameters", shard)
+        await self.give("LoadParameters", shard, header, self.plan.pushes()[shard], views)
+
+    async def give(
+        self,
+        method: Literal["LoadParameters", "StageState"],
+        shard: int,
+        header: bytes,
+        push: ShardPush,
+        views: Mapping[int, memoryview],
+    ) -> None:
+        """A stream to one shard that may be sent again from its beginning, sent until it is taken."""
+        patience = self._patience(method, shard)
         while True:
             patience.begin()
             try:
-                await self._send(self._calls(shard).load, header, push, views)
+                calls = self._calls(shard)
+                await self._send(calls.load if method == "LoadParameters" else calls.stage, header, push, views)
                 return
             except grpc.RpcError as error:
                 await self._wait(patience, from_rpc_error(error, target=self._targets[shard]))
@@ -84,7 +97,7 @@ class RunStreams:
         self,
         shard: int,
         request: shard_pb2.PullRequest,
-        picture: Picture,
+        picture: Picture | StatePicture,
         regions: Sequence[Array],
         on_header: OnHeader,
     ) -> shard_pb2.PullHeader:
@@ -154,7 +167,7 @@ class RunStreams:
         self,
         shard: int,
         request: shard_pb2.PullRequest,
-        picture: Picture,
+        picture: Picture | StatePicture,
         regions: Sequence[Array],
         on_header: OnHeader,
         patience: Patience,

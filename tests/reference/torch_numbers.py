@@ -1,5 +1,5 @@
-"""Makes torch_2_13.npz, torch_rules_2_13.npz and torch_schedules_2_13.npz: what torch makes of the cases beside this
-file.
+"""Makes torch_2_13.npz, torch_rules_2_13.npz, torch_schedules_2_13.npz and torch_states_2_13.npz: what torch makes of
+the cases beside this file.
 
     python -m venv venv && venv/bin/pip install torch==2.13.0 numpy
     PYTHONPATH=. venv/bin/python -m tests.reference.torch_numbers
@@ -24,6 +24,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 from tests.reference.cases import CASES, STEPS, STORED, Case, gradient, initial, sample
 from tests.reference.rule_cases import TORCH_CASES, TORCH_STORED
 from tests.reference.torch_schedules import schedule_numbers
+from tests.reference.torch_states import state_numbers
 
 WANTED = "2.13.0"
 
@@ -34,6 +35,7 @@ def main() -> None:
     save(STORED, numbers(CASES.values()))
     save(TORCH_STORED, numbers(TORCH_CASES.values()))
     save(*schedule_numbers())
+    save(*state_numbers())
 
 
 def save(path: Path, stored: dict[str, np.ndarray]) -> None:

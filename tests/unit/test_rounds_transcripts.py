@@ -12,6 +12,8 @@ STEPD_REWRITE=1 writes the answers anew; read the difference before keeping it.
     finished on=0,1               the last decision is carried out
     away 1, back 1 round=0 step=0 torn, broken 1 ...        a shard goes, comes, gives up
     change workers=3              the owner changes the policy
+    load                          the owner loads a state of the optimizer
+    committed on=0,1              shards use it
     restart                       another coordinator, with what was recorded
     state                         print where things stand
 """
@@ -63,6 +65,7 @@ class Run:
         self.members: dict[str, Member] = {}
         self.recorded: Decision | None = None
         self.attempt = RoundId(0, 0)
+        self.loaded = False
         self.rounds = Rounds(1, spec_of({}))
 
     def command(self, line: str) -> list[str]:
@@ -87,6 +90,7 @@ class Run:
     def do_run(self, _: list[str], options: dict[str, str]) -> list[str]:
         self.shards = int(options.pop("shards", "1"))
         self.options, self.members, self.recorded, self.attempt = options, {}, None, RoundId(0, 0)
+        self.loaded = False
         self.rounds = Rounds(self.shards, spec_of(options))
         return [repr(self.rounds)]
 
@@ -94,7 +98,14 @@ class Run:
         following = self.recorded.id.round + 1 if self.recorded else 0
         attempt = self.attempt.attempt + 1 if self.attempt.round == following else 1
         spec = spec_of(self.options)
-        self.rounds = Rounds(self.shards, spec, last=self.recorded, attempt=attempt, away=range(self.shards))
+        self.rounds = Rounds(
+            self.shards,
+            spec,
+            last=self.recorded,
+            attempt=attempt,
+            away=range(self.shards),
+            state_loaded=self.loaded,
+        )
         return [repr(self.rounds)]
 
     def do_state(self, *_: object) -> list[str]:
@@ -154,6 +165,13 @@ class Run:
     def do_change(self, _: list[str], options: dict[str, str]) -> list[str]:
         self.options |= options
         return self.apply(events.PolicyChanged(spec_of(self.options)))
+
+    def do_load(self, *_: object) -> list[str]:
+        self.loaded = True
+        return self.apply(events.StateLoaded(spec_of(self.options)))
+
+    def do_committed(self, _: list[str], options: dict[str, str]) -> list[str]:
+        return self.apply(*(events.StateCommitted(shard) for shard in self._shards(options)))
 
     def _id(self, text: str | None) -> RoundId:
         return RoundId(*map(int, text.split("/"))) if text else self.rounds.id

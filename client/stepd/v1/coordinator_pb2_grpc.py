@@ -61,6 +61,11 @@ class CoordinatorStub(object):
                 request_serializer=stepd_dot_v1_dot_coordinator__pb2.UpdateRunRequest.SerializeToString,
                 response_deserializer=stepd_dot_v1_dot_coordinator__pb2.UpdateRunResponse.FromString,
                 _registered_method=True)
+        self.LoadState = channel.unary_unary(
+                '/stepd.v1.Coordinator/LoadState',
+                request_serializer=stepd_dot_v1_dot_coordinator__pb2.LoadStateRequest.SerializeToString,
+                response_deserializer=stepd_dot_v1_dot_coordinator__pb2.LoadStateResponse.FromString,
+                _registered_method=True)
         self.DeleteRun = channel.unary_unary(
                 '/stepd.v1.Coordinator/DeleteRun',
                 request_serializer=stepd_dot_v1_dot_coordinator__pb2.DeleteRunRequest.SerializeToString,
@@ -132,6 +137,15 @@ class CoordinatorServicer(object):
 
     def UpdateRun(self, request, context):
         """Changes what may change on a live run; takes effect with the next decision.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LoadState(self, request, context):
+        """Puts a state that was staged on every shard (Shard.StageState) into use between two rounds, on all shards or on none.
+        The round starts over: workers send their gradients again. Answers when every shard has done it.
+        May be repeated with the same state_id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -216,6 +230,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.UpdateRun,
                     request_deserializer=stepd_dot_v1_dot_coordinator__pb2.UpdateRunRequest.FromString,
                     response_serializer=stepd_dot_v1_dot_coordinator__pb2.UpdateRunResponse.SerializeToString,
+            ),
+            'LoadState': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadState,
+                    request_deserializer=stepd_dot_v1_dot_coordinator__pb2.LoadStateRequest.FromString,
+                    response_serializer=stepd_dot_v1_dot_coordinator__pb2.LoadStateResponse.SerializeToString,
             ),
             'DeleteRun': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteRun,
@@ -390,6 +409,33 @@ class Coordinator(object):
             '/stepd.v1.Coordinator/UpdateRun',
             stepd_dot_v1_dot_coordinator__pb2.UpdateRunRequest.SerializeToString,
             stepd_dot_v1_dot_coordinator__pb2.UpdateRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadState(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stepd.v1.Coordinator/LoadState',
+            stepd_dot_v1_dot_coordinator__pb2.LoadStateRequest.SerializeToString,
+            stepd_dot_v1_dot_coordinator__pb2.LoadStateResponse.FromString,
             options,
             channel_credentials,
             insecure,

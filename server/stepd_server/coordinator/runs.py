@@ -12,10 +12,10 @@ from typing import Any, Final
 
 from stepd import specs
 from stepd.definitions import RunSpec
-from stepd.errors import AlreadyExists, NotFound, ResourceExhausted, StepdError
+from stepd.errors import AlreadyExists, NotFound, ResourceExhausted, StepdError, Unavailable
 from stepd.layout import lay_out
 from stepd.layout import to_proto as layout_to_proto
-from stepd.limits import LOADING_TIMEOUT_S, RUNS_MAX
+from stepd.limits import LOADING_TIMEOUT_S, RUNS_MAX, WAIT_S
 from stepd.settings import shown
 from stepd.v1 import coordinator_pb2, run_pb2, shard_control_pb2
 from stepd_server.coordinator.abilities import check_trainable
@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 _PREPARE_S: Final = 120.0
 _SEAL_S: Final = 120.0
 _DROP_S: Final = 30.0
+_HOLD_S: Final = 30.0
+# How often it is looked whether shards have done what was decided.
+_LOOK_S: Final = 0.005
 # Incarnations are numbered on from here by each coordinator in turn: so many joins in one life, and nobody's number is
 # given away twice.
 _INCARNATIONS_OF_ONE_LIFE: Final = 10**9
@@ -138,6 +141,41 @@ class Runs:
                 run.start()
                 logger.info("run %r: started", name)
             return run
+
+    # --- State ----------------------------------------------------------------------------------------------------
+
+    async def load_state(self, request: coordinator_pb2.LoadStateRequest) -> Run:
+        """Have every shard use a state that was staged on it; answer when they do."""
+        run = self.get(request.run)
+        # Not to be cut short by the caller's going away, between the shards' word and the decision.
+        await asyncio.shield(self._spawn(self._decide_state(request)))
+        deadline = self._clocks.steady() + WAIT_S
+        while run.loads_state:
+            if self._clocks.steady() >= deadline:
+                raise Unavailable(
+                    f"run {run.name!r}: the state is loaded, and shards have yet to use it: {run.problem}",
+                    reason="RUN_RECOVERING",
+                    run=run.name,
+                )
+            await asyncio.sleep(_LOOK_S)
+        return run
+
+    async def _decide_state(self, request: coordinator_pb2.LoadStateRequest) -> None:
+        async with self._lock(request.run):
+            run = self.get(request.run)
+            if not request.state_id or run.record.state_id == request.state_id:
+                return
+            self._fleet.check_complete()
+            if run.loads_state:
+                raise Unavailable(
+                    f"run {run.name!r}: shards have yet to use the state that was loaded before",
+                    reason="RUN_RECOVERING",
+                    run=run.name,
+                )
+            held = shard_control_pb2.HoldStateRequest(run=run.name, state_id=request.state_id)
+            await self._fleet.call_all("HoldState", held, _HOLD_S)
+            run.load_state(request)
+            logger.info("run %r: a state of the optimizer is loaded at step %d", run.name, run.step)
 
     # --- Deleting -------------------------------------------------------------------------------------------------
 

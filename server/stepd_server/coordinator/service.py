@@ -127,6 +127,9 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
         run.update(request)
         return pb.UpdateRunResponse(run=run.state())
 
+    async def LoadState(self, request: pb.LoadStateRequest, _: Context) -> pb.LoadStateResponse:
+        return pb.LoadStateResponse(run=(await self._runs.load_state(request)).state())
+
     async def DeleteRun(self, request: pb.DeleteRunRequest, _: Context) -> pb.DeleteRunResponse:
         await self._runs.delete(request.run)
         return pb.DeleteRunResponse()

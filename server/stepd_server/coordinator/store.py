@@ -39,6 +39,8 @@ class RunRecord:
         created_at: seconds since the epoch.
         state_bytes: on all shards.
         started: its parameters are loaded.
+        state_id: of the latest state of the optimizer that was loaded; empty if there was none. With it, that is
+            decided: shards that do not use it yet are told until they do.
     """
 
     prepared: shard_control_pb2.PrepareRunRequest
@@ -46,6 +48,7 @@ class RunRecord:
     created_at: float
     state_bytes: int = 0
     started: bool = False
+    state_id: str = ""
 
     @property
     def name(self) -> str:
@@ -62,6 +65,7 @@ class RunRecord:
                 "created_at": self.created_at,
                 "state_bytes": self.state_bytes,
                 "started": self.started,
+                "state_id": self.state_id,
             }
         ).encode()
         return _LENGTH.pack(len(about)) + about + self.prepared.SerializeToString()

@@ -18,6 +18,7 @@ from stepd_server.shard.applying import apply_step
 from stepd_server.shard.arena import Arena
 from stepd_server.shard.gathering import Contribution, Gathering, as_array, key_of, members_text, restarted
 from stepd_server.shard.signal import Signal
+from stepd_server.shard.staging import Staging
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,8 @@ log = logging.getLogger(__name__)
 class Reader:
     """A pull under way. `cut`: the version it reads is about to be overwritten, and it must not read on."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, state: bool) -> None:
+        self.state = state
         self.cut = False
 
 
@@ -34,6 +36,7 @@ class ShardRun:
 
     def __init__(self, arena: Arena) -> None:
         self.arena = arena
+        self.staging = Staging(arena)
         self.name = arena.piece.spec.name
         self.closed = False
         self._changed = Signal()
@@ -261,7 +264,7 @@ class ShardRun:
         """Stream one version of the parameters."""
         await self._wait(lambda: self._has_version(request), request.round if request.HasField("round") else None)
         # From here to the first yield nothing else runs: the version cannot change before the reader is known.
-        reader = Reader()
+        reader = Reader(state=request.state)
         self._readers.add(reader)
         try:
             decision = self._decision
@@ -270,7 +273,15 @@ class ShardRun:
             ranges = [(r.start, r.start + r.count) for r in request.ranges] or [(0, self.arena.piece.size)]
             if request.ranges:
                 self.arena.piece.covered(ranges)
+            if request.state:
+                self.staging.describe(header)
             yield wire.encode_header(shard_pb2.PullResponse, header)
+            for start, part in self.staging.chunks() if request.state else ():
+                if reader.cut:
+                    raise self._version_passed(step)
+                yield wire.encode_chunk(start, part.nbytes, [part])
+            if request.state:
+                return
             content = self.arena.parameters.view(np.uint8).data
             itemsize = self.arena.piece.dtype.itemsize
             for start, stop in self._chunks(ranges):
@@ -299,8 +310,12 @@ class ShardRun:
             step = self._decision.step if self._applied_to is not None and self._decision else self.arena.step
             if step > request.step:
                 raise self._version_passed(request.step)
-            return step == request.step
-        return True
+            return step == request.step and self._rests_for(request)
+        return self._rests_for(request)
+
+    def _rests_for(self, request: shard_pb2.PullRequest) -> bool:
+        """Whether nothing changes what is asked for in a way that cannot be followed: the state, counts and all."""
+        return not request.state or (self._applied_to is None and not self.staging.busy)
 
     def _chunks(self, ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
         size = CHUNK_BYTES // self.arena.piece.dtype.itemsize
@@ -354,11 +369,21 @@ class ShardRun:
             now = self._gathering.id if self._gathering else (self.arena.round, 0)
             raise restarted(self.name, *now)
 
+    async def commit_state(self, request: shard_control_pb2.CommitStateRequest) -> None:
+        """Put the held state into use before a round."""
+        await self.staging.commit(
+            request,
+            self._changed,
+            lambda: self._check_alive() and self._finishing is None and self.arena.round >= request.round,
+            self._readers,
+        )
+
     async def close(self) -> None:
         """End every call on the run; return when nothing changes its memory any more."""
         if self._finishing is not None:
             await asyncio.wait([self._finishing])
         self.closed = True
+        self.staging.close()
         self._changed.notify()
 
 
