@@ -1,5 +1,6 @@
 """stepd: a training run's parameters and optimizer state on servers, so that workers need only compute gradients."""
 
+from stepd import compat
 from stepd.averages import EMA, SWA
 from stepd.channel import TLS
 from stepd.client import Client, connect
@@ -143,6 +144,7 @@ __all__ = [
     "WorkerInfo",
     "Yogi",
     "__version__",
+    "compat",
     "connect",
     "local",
     "tune_malloc",

@@ -98,6 +98,7 @@ class Picture:
     Attributes:
         ids: the parameters wanted, ascending.
         bytes: of the buffer.
+        version: of the layout that it is of.
     """
 
     def __init__(self, plan: Plan, ids: Sequence[int] | None, dtype: DType | None, *, separate: bool = False) -> None:
@@ -109,6 +110,7 @@ class Picture:
             separate: every parameter gets a region of its own.
         """
         self.plan = plan
+        self.version = plan.version
         self.ids = sorted(set(range(len(plan.parameters)) if ids is None else ids))
         self._held = None if len(self.ids) == len(plan.parameters) else frozenset(self.ids)
         places: dict[int, Place] = {}

@@ -55,6 +55,14 @@ READER_GRACE_S: Final = 10.0
 # Time that servers give to calls under way when they are told to stop.
 DRAIN_S: Final = 3.0
 
+# --- State ------------------------------------------------------------------------------------------------------
+
+# A staged state that nobody puts into use is dropped after this.
+STAGED_S: Final = 120.0
+STATE_ID_CHARS_MAX: Final = 64
+# Counts of updates are 64-bit integers on shards, and rules compute with them as doubles.
+UPDATES_MAX: Final = 1 << 53
+
 # --- Watching ---------------------------------------------------------------------------------------------------
 
 # Events kept for a reader that does not read; then the oldest are dropped.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Mapping
 from typing import Any, Final
 
 from google.protobuf.duration_pb2 import Duration
@@ -22,7 +23,9 @@ from stepd.retry import persist
 from stepd.schedules import Constant, Schedule
 from stepd.session import Session
 from stepd.settings import Unfit, fit, refuse, shown
+from stepd.state import load_state_dict, read_state_dict
 from stepd.streams import RunStreams
+from stepd.torch_form import StateDict
 from stepd.v1 import coordinator_pb2, run_pb2
 from stepd.watch import Watch
 from stepd.worker import Worker, join
@@ -106,6 +109,14 @@ class Run:
         arrays, step = self._read(averaged=False, dtype=None)
         write_safetensors(path, arrays, {"run": self.name, "step": str(step)})
 
+    def state_dict(self) -> StateDict:
+        """The optimizer's state, all of one version, in the form of `torch.optim.Optimizer.state_dict()`.
+
+        Arrays stand for tensors (`stepd.compat.to_torch` makes them tensors), each of the dtype that servers keep:
+        float64 if any parameter of the run is, else float32. `lr` is the rate of the next step.
+        """
+        return self._session.run(read_state_dict(self._streams))
+
     def watch(self) -> Watch:
         """The steps from now on: an iterator of `StepEvent` that waits for the next."""
         return Watch(self._session, self.name)
@@ -170,6 +181,24 @@ class Run:
         """
         spec = specs.run_from_proto(self._state().spec)
         self._session.run(add_group(self._streams, *define_group(group, spec)))
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over a state that `state_dict` or `torch.optim.Optimizer.state_dict()` has given: on all shards or none.
+
+        Everything is checked before anything is sent. Groups and parameters are matched by place, as torch does it, or
+        by `param_names` where these are the run's own. Hyperparameters of the groups are taken over, too; the schedule
+        goes on from the given `lr`. Parameters' values, the run's step and its schedule stay; workers in the middle of
+        a step send their gradient again by themselves.
+
+        Args:
+            state_dict: with arrays or tensors. A parameter without an entry begins anew.
+
+        Raises:
+            ShapeMismatch, DtypeMismatch: a buffer does not fit its parameter.
+            InvalidArgument: something is missing, not finite, or of another rule.
+            ResourceExhausted: a shard has no room for a second state beside the one in use.
+        """
+        self._session.run(load_state_dict(self._streams, state_dict))
 
     def delete(self) -> None:
         """End the run and free its memory. Its workers get NotFound."""

@@ -34,6 +34,9 @@ class ShardCalls:
         self.pull: Any = channel.unary_stream(
             "/stepd.v1.Shard/Pull", request_serializer=shard_pb2.PullRequest.SerializeToString
         )
+        self.stage: Any = channel.stream_unary(
+            "/stepd.v1.Shard/StageState", response_deserializer=shard_pb2.StageStateResponse.FromString
+        )
         self.load: Any = channel.stream_unary(
             "/stepd.v1.Shard/LoadParameters", response_deserializer=shard_pb2.LoadParametersResponse.FromString
         )

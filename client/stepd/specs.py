@@ -37,6 +37,8 @@ __all__ = [
     "dtype_to_proto",
     "group_from_proto",
     "group_to_proto",
+    "hyperparameter_from_proto",
+    "hyperparameter_to_proto",
     "master_dtype",
     "optimizer_from_proto",
     "optimizer_to_proto",
@@ -97,6 +99,15 @@ def _values(settings: Settings) -> dict[str, run_pb2.Hyperparameter]:
     """Fields by name; one that is None is absent."""
     named = {field.name: getattr(settings, field.name) for field in fields(settings)}
     return {name: _value(value) for name, value in named.items() if value is not None}
+
+
+def hyperparameter_to_proto(value: object) -> run_pb2.Hyperparameter:
+    """One value of a field of a rule."""
+    return _value(value)
+
+
+def hyperparameter_from_proto(message: run_pb2.Hyperparameter) -> object:
+    return _plain(message)
 
 
 def _value(value: object) -> run_pb2.Hyperparameter:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import grpc
 
@@ -18,6 +18,7 @@ from stepd.errors import Aborted, StepdError, Unavailable
 from stepd.parameters import ParameterTable
 from stepd.retry import PAUSE_S_MIN, Patience
 from stepd.session import Session, together
+from stepd.state_space import StatePicture
 from stepd.status import from_rpc_error
 from stepd.transfer import Plan, ShardPush
 from stepd.v1 import coordinator_pb2, round_pb2, run_pb2, shard_pb2
@@ -71,11 +72,23 @@ class RunStreams:
         await together(self._load(shard, raw, views) for shard in self.shards)
 
     async def _load(self, shard: int, header: bytes, views: Mapping[int, memoryview]) -> None:
-        push, patience = self.plan.pushes(views)[shard], self._patience("LoadParameters", shard)
+        await self.give("LoadParameters", shard, header, self.plan.pushes(views)[shard], views)
+
+    async def give(
+        self,
+        method: Literal["LoadParameters", "StageState"],
+        shard: int,
+        header: bytes,
+        push: ShardPush,
+        views: Mapping[int, memoryview],
+    ) -> None:
+        """A stream to one shard that may be sent again from its beginning, sent until it is taken."""
+        patience = self._patience(method, shard)
         while True:
             patience.begin()
             try:
-                await self._send(self._calls(shard).load, header, push, views)
+                calls = self._calls(shard)
+                await self._send(calls.load if method == "LoadParameters" else calls.stage, header, push, views)
                 return
             except grpc.RpcError as error:
                 await self._wait(patience, from_rpc_error(error, target=self._targets[shard]))
@@ -101,7 +114,7 @@ class RunStreams:
         self,
         shard: int,
         request: shard_pb2.PullRequest,
-        picture: Picture,
+        picture: Picture | StatePicture,
         regions: Sequence[Array],
         on_header: OnHeader,
     ) -> shard_pb2.PullHeader:
@@ -119,7 +132,7 @@ class RunStreams:
         """
         request.ClearField("ranges")
         request.ranges.extend(picture.ranges(shard))
-        request.layout_version = picture.plan.version
+        request.layout_version = picture.version
         awaits_version = request.HasField("round") or request.HasField("step")
         patience = self._patience("Pull", shard)
         while True:
@@ -173,7 +186,7 @@ class RunStreams:
         self,
         shard: int,
         request: shard_pb2.PullRequest,
-        picture: Picture,
+        picture: Picture | StatePicture,
         regions: Sequence[Array],
         on_header: OnHeader,
         patience: Patience,

@@ -73,7 +73,9 @@ def encode_chunk(offset: int, payload_bytes: int, pieces: Iterable[memoryview]) 
 
 
 def encode_header(
-    kind: type[shard_pb2.PushRequest | shard_pb2.PullResponse | shard_pb2.LoadParametersRequest],
+    kind: type[
+        shard_pb2.PushRequest | shard_pb2.PullResponse | shard_pb2.LoadParametersRequest | shard_pb2.StageStateRequest
+    ],
     header: Any,
 ) -> bytes:
     """The header message of a stream."""
@@ -111,6 +113,10 @@ def decode_pull(raw: bytes) -> shard_pb2.PullHeader | Chunk:
 
 def decode_load(raw: bytes) -> shard_pb2.LoadParametersHeader | Chunk:
     return decode_chunk(raw) or _decode(raw, shard_pb2.LoadParametersRequest)
+
+
+def decode_stage(raw: bytes) -> shard_pb2.StageStateHeader | Chunk:
+    return decode_chunk(raw) or _decode(raw, shard_pb2.StageStateRequest)
 
 
 def _decode(raw: bytes, kind: Any) -> Any:

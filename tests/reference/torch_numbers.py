@@ -1,5 +1,5 @@
-"""Makes torch_2_13.npz, torch_rules_2_13.npz, torch_averages_2_13.npz and torch_schedules_2_13.npz: what torch makes of
-the cases beside this file.
+"""Makes torch_2_13.npz and torch_{rules,averages,schedules,states}_2_13.npz: what torch makes of the cases beside this
+file.
 
     python -m venv venv && venv/bin/pip install torch==2.13.0 numpy
     PYTHONPATH=. venv/bin/python -m tests.reference.torch_numbers
@@ -25,6 +25,7 @@ from tests.reference.cases import CASES, STEPS, STORED, Case, gradient, initial,
 from tests.reference.rule_cases import TORCH_CASES, TORCH_STORED
 from tests.reference.torch_averages import average_numbers
 from tests.reference.torch_schedules import schedule_numbers
+from tests.reference.torch_states import state_numbers
 
 WANTED = "2.13.0"
 
@@ -36,6 +37,7 @@ def main() -> None:
     save(TORCH_STORED, numbers(TORCH_CASES.values()))
     save(*average_numbers(run))
     save(*schedule_numbers())
+    save(*state_numbers())
 
 
 def save(path: Path, stored: dict[str, np.ndarray]) -> None:

@@ -13,6 +13,8 @@ STEPD_REWRITE=1 writes the answers anew; read the difference before keeping it.
     away 1, back 1 round=0 step=0 torn, broken 1 ...        a shard goes, comes, gives up
     change workers=3              the owner changes the policy
     add-group                     a group was added: the next version of the layout
+    load                          the owner loads a state of the optimizer
+    committed on=0,1              shards use it
     restart                       another coordinator, with what was recorded
     state                         print where things stand
 """
@@ -64,6 +66,7 @@ class Run:
         self.members: dict[str, Member] = {}
         self.recorded: Decision | None = None
         self.attempt = RoundId(0, 0)
+        self.loaded = False
         self.rounds = Rounds(1, spec_of({}))
 
     def command(self, line: str) -> list[str]:
@@ -88,6 +91,7 @@ class Run:
     def do_run(self, _: list[str], options: dict[str, str]) -> list[str]:
         self.shards = int(options.pop("shards", "1"))
         self.options, self.members, self.recorded, self.attempt = options, {}, None, RoundId(0, 0)
+        self.loaded = False
         self.rounds = Rounds(self.shards, spec_of(options))
         return [repr(self.rounds)]
 
@@ -96,7 +100,13 @@ class Run:
         attempt = self.attempt.attempt + 1 if self.attempt.round == following else 1
         spec = spec_of(self.options)
         self.rounds = Rounds(
-            self.shards, spec, last=self.recorded, attempt=attempt, away=range(self.shards), layout=self._layout
+            self.shards,
+            spec,
+            last=self.recorded,
+            attempt=attempt,
+            away=range(self.shards),
+            state_loaded=self.loaded,
+            layout=self._layout,
         )
         return [repr(self.rounds)]
 
@@ -166,6 +176,13 @@ class Run:
     @property
     def _layout(self) -> int:
         return int(self.options.get("added", "0"))
+
+    def do_load(self, *_: object) -> list[str]:
+        self.loaded = True
+        return self.apply(events.StateLoaded(spec_of(self.options)))
+
+    def do_committed(self, _: list[str], options: dict[str, str]) -> list[str]:
+        return self.apply(*(events.StateCommitted(shard) for shard in self._shards(options)))
 
     def _id(self, text: str | None) -> RoundId:
         return RoundId(*map(int, text.split("/"))) if text else self.rounds.id

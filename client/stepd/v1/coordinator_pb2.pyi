@@ -187,6 +187,35 @@ class CommitGroupResponse(_message.Message):
     run: RunState
     def __init__(self, run: _Optional[_Union[RunState, _Mapping]] = ...) -> None: ...
 
+class GroupChange(_message.Message):
+    __slots__ = ("hyperparameters",)
+    class HyperparametersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: _run_pb2.Hyperparameter
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[_run_pb2.Hyperparameter, _Mapping]] = ...) -> None: ...
+    HYPERPARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    hyperparameters: _containers.MessageMap[str, _run_pb2.Hyperparameter]
+    def __init__(self, hyperparameters: _Optional[_Mapping[str, _run_pb2.Hyperparameter]] = ...) -> None: ...
+
+class LoadStateRequest(_message.Message):
+    __slots__ = ("run", "state_id", "groups")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    STATE_ID_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    state_id: str
+    groups: _containers.RepeatedCompositeFieldContainer[GroupChange]
+    def __init__(self, run: _Optional[str] = ..., state_id: _Optional[str] = ..., groups: _Optional[_Iterable[_Union[GroupChange, _Mapping]]] = ...) -> None: ...
+
+class LoadStateResponse(_message.Message):
+    __slots__ = ("run",)
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    run: RunState
+    def __init__(self, run: _Optional[_Union[RunState, _Mapping]] = ...) -> None: ...
+
 class DeleteRunRequest(_message.Message):
     __slots__ = ("run",)
     RUN_FIELD_NUMBER: _ClassVar[int]

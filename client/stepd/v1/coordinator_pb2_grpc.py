@@ -71,6 +71,11 @@ class CoordinatorStub(object):
                 request_serializer=stepd_dot_v1_dot_coordinator__pb2.CommitGroupRequest.SerializeToString,
                 response_deserializer=stepd_dot_v1_dot_coordinator__pb2.CommitGroupResponse.FromString,
                 _registered_method=True)
+        self.LoadState = channel.unary_unary(
+                '/stepd.v1.Coordinator/LoadState',
+                request_serializer=stepd_dot_v1_dot_coordinator__pb2.LoadStateRequest.SerializeToString,
+                response_deserializer=stepd_dot_v1_dot_coordinator__pb2.LoadStateResponse.FromString,
+                _registered_method=True)
         self.DeleteRun = channel.unary_unary(
                 '/stepd.v1.Coordinator/DeleteRun',
                 request_serializer=stepd_dot_v1_dot_coordinator__pb2.DeleteRunRequest.SerializeToString,
@@ -159,6 +164,15 @@ class CoordinatorServicer(object):
     def CommitGroup(self, request, context):
         """Makes a group that is loaded on every shard part of the run: the round starts over under the new version of the
         layout. NOT_FOUND if the group is not known (any more): begin again with AddGroup. May be repeated.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LoadState(self, request, context):
+        """Puts a state that was staged on every shard (Shard.StageState) into use between two rounds, on all shards or on none.
+        The round starts over: workers send their gradients again. Answers when every shard has done it.
+        May be repeated with the same state_id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -253,6 +267,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.CommitGroup,
                     request_deserializer=stepd_dot_v1_dot_coordinator__pb2.CommitGroupRequest.FromString,
                     response_serializer=stepd_dot_v1_dot_coordinator__pb2.CommitGroupResponse.SerializeToString,
+            ),
+            'LoadState': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadState,
+                    request_deserializer=stepd_dot_v1_dot_coordinator__pb2.LoadStateRequest.FromString,
+                    response_serializer=stepd_dot_v1_dot_coordinator__pb2.LoadStateResponse.SerializeToString,
             ),
             'DeleteRun': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteRun,
@@ -481,6 +500,33 @@ class Coordinator(object):
             '/stepd.v1.Coordinator/CommitGroup',
             stepd_dot_v1_dot_coordinator__pb2.CommitGroupRequest.SerializeToString,
             stepd_dot_v1_dot_coordinator__pb2.CommitGroupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadState(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stepd.v1.Coordinator/LoadState',
+            stepd_dot_v1_dot_coordinator__pb2.LoadStateRequest.SerializeToString,
+            stepd_dot_v1_dot_coordinator__pb2.LoadStateResponse.FromString,
             options,
             channel_credentials,
             insecure,

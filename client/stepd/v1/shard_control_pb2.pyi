@@ -119,3 +119,31 @@ class FinishRoundResponse(_message.Message):
     STEP_FIELD_NUMBER: _ClassVar[int]
     step: int
     def __init__(self, step: _Optional[int] = ...) -> None: ...
+
+class HoldStateRequest(_message.Message):
+    __slots__ = ("run", "state_id")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    STATE_ID_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    state_id: str
+    def __init__(self, run: _Optional[str] = ..., state_id: _Optional[str] = ...) -> None: ...
+
+class HoldStateResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class CommitStateRequest(_message.Message):
+    __slots__ = ("run", "state_id", "round", "groups")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    STATE_ID_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    state_id: str
+    round: int
+    groups: _containers.RepeatedCompositeFieldContainer[_run_pb2.GroupSpec]
+    def __init__(self, run: _Optional[str] = ..., state_id: _Optional[str] = ..., round: _Optional[int] = ..., groups: _Optional[_Iterable[_Union[_run_pb2.GroupSpec, _Mapping]]] = ...) -> None: ...
+
+class CommitStateResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

@@ -70,6 +70,16 @@ class ShardControlStub(object):
                 request_serializer=stepd_dot_v1_dot_shard__control__pb2.FinishRoundRequest.SerializeToString,
                 response_deserializer=stepd_dot_v1_dot_shard__control__pb2.FinishRoundResponse.FromString,
                 _registered_method=True)
+        self.HoldState = channel.unary_unary(
+                '/stepd.v1.ShardControl/HoldState',
+                request_serializer=stepd_dot_v1_dot_shard__control__pb2.HoldStateRequest.SerializeToString,
+                response_deserializer=stepd_dot_v1_dot_shard__control__pb2.HoldStateResponse.FromString,
+                _registered_method=True)
+        self.CommitState = channel.unary_unary(
+                '/stepd.v1.ShardControl/CommitState',
+                request_serializer=stepd_dot_v1_dot_shard__control__pb2.CommitStateRequest.SerializeToString,
+                response_deserializer=stepd_dot_v1_dot_shard__control__pb2.CommitStateResponse.FromString,
+                _registered_method=True)
 
 
 class ShardControlServicer(object):
@@ -127,6 +137,20 @@ class ShardControlServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def HoldState(self, request, context):
+        """Keeps a staged state for CommitState, whatever is staged after it; NOT_FOUND if it is not there whole.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CommitState(self, request, context):
+        """Puts the held state into use, between two rounds; answers when it is done.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ShardControlServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -164,6 +188,16 @@ def add_ShardControlServicer_to_server(servicer, server):
                     servicer.FinishRound,
                     request_deserializer=stepd_dot_v1_dot_shard__control__pb2.FinishRoundRequest.FromString,
                     response_serializer=stepd_dot_v1_dot_shard__control__pb2.FinishRoundResponse.SerializeToString,
+            ),
+            'HoldState': grpc.unary_unary_rpc_method_handler(
+                    servicer.HoldState,
+                    request_deserializer=stepd_dot_v1_dot_shard__control__pb2.HoldStateRequest.FromString,
+                    response_serializer=stepd_dot_v1_dot_shard__control__pb2.HoldStateResponse.SerializeToString,
+            ),
+            'CommitState': grpc.unary_unary_rpc_method_handler(
+                    servicer.CommitState,
+                    request_deserializer=stepd_dot_v1_dot_shard__control__pb2.CommitStateRequest.FromString,
+                    response_serializer=stepd_dot_v1_dot_shard__control__pb2.CommitStateResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -356,6 +390,60 @@ class ShardControl(object):
             '/stepd.v1.ShardControl/FinishRound',
             stepd_dot_v1_dot_shard__control__pb2.FinishRoundRequest.SerializeToString,
             stepd_dot_v1_dot_shard__control__pb2.FinishRoundResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HoldState(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stepd.v1.ShardControl/HoldState',
+            stepd_dot_v1_dot_shard__control__pb2.HoldStateRequest.SerializeToString,
+            stepd_dot_v1_dot_shard__control__pb2.HoldStateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CommitState(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stepd.v1.ShardControl/CommitState',
+            stepd_dot_v1_dot_shard__control__pb2.CommitStateRequest.SerializeToString,
+            stepd_dot_v1_dot_shard__control__pb2.CommitStateResponse.FromString,
             options,
             channel_credentials,
             insecure,

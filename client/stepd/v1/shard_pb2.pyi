@@ -59,6 +59,30 @@ class LoadParametersResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class StageStateHeader(_message.Message):
+    __slots__ = ("run", "state_id", "updates", "scalars")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    STATE_ID_FIELD_NUMBER: _ClassVar[int]
+    UPDATES_FIELD_NUMBER: _ClassVar[int]
+    SCALARS_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    state_id: str
+    updates: _containers.RepeatedScalarFieldContainer[int]
+    scalars: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, run: _Optional[str] = ..., state_id: _Optional[str] = ..., updates: _Optional[_Iterable[int]] = ..., scalars: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class StageStateRequest(_message.Message):
+    __slots__ = ("header", "chunk")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    header: StageStateHeader
+    chunk: Chunk
+    def __init__(self, header: _Optional[_Union[StageStateHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ...) -> None: ...
+
+class StageStateResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class PushHeader(_message.Message):
     __slots__ = ("run", "member", "id", "weight", "ranges", "layout_version")
     RUN_FIELD_NUMBER: _ClassVar[int]
@@ -94,7 +118,7 @@ class PushResponse(_message.Message):
     def __init__(self, status: _Optional[_Union[ReceiptStatus, str]] = ..., id: _Optional[_Union[_round_pb2.RoundId, _Mapping]] = ..., step: _Optional[int] = ...) -> None: ...
 
 class PullRequest(_message.Message):
-    __slots__ = ("run", "round", "member", "ranges", "attempt", "step", "averaged", "layout_version")
+    __slots__ = ("run", "round", "member", "ranges", "attempt", "step", "averaged", "layout_version", "state")
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     MEMBER_FIELD_NUMBER: _ClassVar[int]
@@ -103,6 +127,7 @@ class PullRequest(_message.Message):
     STEP_FIELD_NUMBER: _ClassVar[int]
     AVERAGED_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
     run: str
     round: int
     member: _round_pb2.Member
@@ -111,17 +136,36 @@ class PullRequest(_message.Message):
     step: int
     averaged: bool
     layout_version: int
-    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., member: _Optional[_Union[_round_pb2.Member, _Mapping]] = ..., ranges: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., attempt: _Optional[int] = ..., step: _Optional[int] = ..., averaged: bool = ..., layout_version: _Optional[int] = ...) -> None: ...
+    state: bool
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., member: _Optional[_Union[_round_pb2.Member, _Mapping]] = ..., ranges: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., attempt: _Optional[int] = ..., step: _Optional[int] = ..., averaged: bool = ..., layout_version: _Optional[int] = ..., state: bool = ...) -> None: ...
+
+class StateBuffer(_message.Message):
+    __slots__ = ("group", "name", "count")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    group: int
+    name: str
+    count: int
+    def __init__(self, group: _Optional[int] = ..., name: _Optional[str] = ..., count: _Optional[int] = ...) -> None: ...
 
 class PullHeader(_message.Message):
-    __slots__ = ("step", "round", "decision")
+    __slots__ = ("step", "round", "decision", "buffers", "updates", "scalars", "state_id")
     STEP_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     DECISION_FIELD_NUMBER: _ClassVar[int]
+    BUFFERS_FIELD_NUMBER: _ClassVar[int]
+    UPDATES_FIELD_NUMBER: _ClassVar[int]
+    SCALARS_FIELD_NUMBER: _ClassVar[int]
+    STATE_ID_FIELD_NUMBER: _ClassVar[int]
     step: int
     round: int
     decision: _round_pb2.Decision
-    def __init__(self, step: _Optional[int] = ..., round: _Optional[int] = ..., decision: _Optional[_Union[_round_pb2.Decision, _Mapping]] = ...) -> None: ...
+    buffers: _containers.RepeatedCompositeFieldContainer[StateBuffer]
+    updates: _containers.RepeatedScalarFieldContainer[int]
+    scalars: _containers.RepeatedScalarFieldContainer[float]
+    state_id: str
+    def __init__(self, step: _Optional[int] = ..., round: _Optional[int] = ..., decision: _Optional[_Union[_round_pb2.Decision, _Mapping]] = ..., buffers: _Optional[_Iterable[_Union[StateBuffer, _Mapping]]] = ..., updates: _Optional[_Iterable[int]] = ..., scalars: _Optional[_Iterable[float]] = ..., state_id: _Optional[str] = ...) -> None: ...
 
 class PullResponse(_message.Message):
     __slots__ = ("header", "chunk")

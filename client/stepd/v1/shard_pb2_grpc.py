@@ -46,6 +46,11 @@ class ShardStub(object):
                 request_serializer=stepd_dot_v1_dot_shard__pb2.PushRequest.SerializeToString,
                 response_deserializer=stepd_dot_v1_dot_shard__pb2.PushResponse.FromString,
                 _registered_method=True)
+        self.StageState = channel.stream_unary(
+                '/stepd.v1.Shard/StageState',
+                request_serializer=stepd_dot_v1_dot_shard__pb2.StageStateRequest.SerializeToString,
+                response_deserializer=stepd_dot_v1_dot_shard__pb2.StageStateResponse.FromString,
+                _registered_method=True)
         self.Pull = channel.unary_stream(
                 '/stepd.v1.Shard/Pull',
                 request_serializer=stepd_dot_v1_dot_shard__pb2.PullRequest.SerializeToString,
@@ -76,8 +81,17 @@ class ShardServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StageState(self, request_iterator, context):
+        """Stages a state of the optimizer beside the one in use: header, then chunks in ascending order without gaps, over the
+        state space (PullHeader.buffers). Nothing changes until Coordinator.LoadState. A later one takes its place.
+        May be repeated. RESOURCE_EXHAUSTED if there is no room for it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Pull(self, request, context):
-        """Parameters of one version: header, then chunks in ascending order. Waits for `round` if given, and
+        """Parameters of one version, or the state of the optimizer: header, then chunks in ascending order. Waits for `round` if given, and
         then streams blocks as they are finished.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -96,6 +110,11 @@ def add_ShardServicer_to_server(servicer, server):
                     servicer.Push,
                     request_deserializer=stepd_dot_v1_dot_shard__pb2.PushRequest.FromString,
                     response_serializer=stepd_dot_v1_dot_shard__pb2.PushResponse.SerializeToString,
+            ),
+            'StageState': grpc.stream_unary_rpc_method_handler(
+                    servicer.StageState,
+                    request_deserializer=stepd_dot_v1_dot_shard__pb2.StageStateRequest.FromString,
+                    response_serializer=stepd_dot_v1_dot_shard__pb2.StageStateResponse.SerializeToString,
             ),
             'Pull': grpc.unary_stream_rpc_method_handler(
                     servicer.Pull,
@@ -159,6 +178,33 @@ class Shard(object):
             '/stepd.v1.Shard/Push',
             stepd_dot_v1_dot_shard__pb2.PushRequest.SerializeToString,
             stepd_dot_v1_dot_shard__pb2.PushResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StageState(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/stepd.v1.Shard/StageState',
+            stepd_dot_v1_dot_shard__pb2.StageStateRequest.SerializeToString,
+            stepd_dot_v1_dot_shard__pb2.StageStateResponse.FromString,
             options,
             channel_credentials,
             insecure,

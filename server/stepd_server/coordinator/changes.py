@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from stepd import specs
 from stepd.definitions import RunSpec
 from stepd.errors import FailedPrecondition, InvalidArgument
+from stepd.hyperparameters import with_hyperparameters
 from stepd.schedules import base_for
 from stepd.settings import refuse
 from stepd.v1 import coordinator_pb2, run_pb2
@@ -48,6 +51,34 @@ def changed(
             given=members,
         )
     return after, spec
+
+
+def with_state(
+    message: run_pb2.RunSpec, request: coordinator_pb2.LoadStateRequest, *, step: int
+) -> tuple[run_pb2.RunSpec, RunSpec]:
+    """The spec with the hyperparameters that come with a state, in both forms.
+
+    Args:
+        message: the present spec; is not changed.
+        request: with the changes of each group.
+        step: steps applied: rates are set as of here.
+    """
+    after = run_pb2.RunSpec()
+    after.CopyFrom(message)
+    spec = specs.run_from_proto(message)
+    if request.groups and len(request.groups) != len(spec.groups):
+        refuse(f"run {spec.name!r}", "groups", len(request.groups), f"{len(spec.groups)} groups, or none")
+    for index, change in enumerate(request.groups):
+        before = spec.groups[index].optimizer
+        values = {name: specs.hyperparameter_from_proto(value) for name, value in change.hyperparameters.items()}
+        rule = with_hyperparameters(f"run {spec.name!r}: group {index}", before, values)
+        after.groups[index].optimizer.CopyFrom(specs.optimizer_to_proto(replace(rule, lr=before.lr)))
+        # A rate that is what it is already is no change, also where the schedule leaves no choice.
+        if "lr" in values and rule.lr != spec.schedule_of(index).rate(step, before.lr):
+            _set_rate(after, spec, coordinator_pb2.RateChange(lr=rule.lr, group=index), step)
+    changed_spec = specs.run_from_proto(after)
+    check_trainable(changed_spec)
+    return after, changed_spec
 
 
 def _set_rate(after: run_pb2.RunSpec, spec: RunSpec, change: coordinator_pb2.RateChange, step: int) -> None:

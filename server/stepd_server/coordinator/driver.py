@@ -18,10 +18,20 @@ from typing import Final, TypeAlias
 import grpc
 import grpc.aio
 
-from stepd.v1 import shard_control_pb2
+from stepd.v1 import run_pb2, shard_control_pb2
 from stepd_server.coordinator import convert
 from stepd_server.coordinator.convert import Senseless
-from stepd_server.coordinator.events import Arrived, Event, Finish, Finished, Gather, Gathered, ShardLost
+from stepd_server.coordinator.events import (
+    Arrived,
+    Commit,
+    Event,
+    Finish,
+    Finished,
+    Gather,
+    Gathered,
+    ShardLost,
+    StateCommitted,
+)
 from stepd_server.coordinator.fleet import Fleet
 
 logger = logging.getLogger(__name__)
@@ -61,6 +71,7 @@ class Driver:
         self._gathers: dict[int, asyncio.Task[None]] = {}
         self._finishes: dict[int, asyncio.Task[None]] = {}
         self._settles: dict[int, asyncio.Task[None]] = {}
+        self._commits: dict[int, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def finish(self, action: Finish) -> None:
@@ -80,9 +91,16 @@ class Driver:
         for shard in shards:
             self._start(self._settles, shard, "SettleExtension", partial(self._settle_once, shard, request))
 
+    def commit(self, action: Commit, state_id: str, groups: Iterable[run_pb2.GroupSpec]) -> None:
+        request = shard_control_pb2.CommitStateRequest(
+            run=self._run, state_id=state_id, round=action.round, groups=groups
+        )
+        for shard in action.shards:
+            self._start(self._commits, shard, "CommitState", partial(self._commit_once, shard, request))
+
     def abandon(self, shard: int) -> None:
         """Stop calling a shard that is away."""
-        for tasks in (self._gathers, self._finishes, self._settles):
+        for tasks in (self._gathers, self._finishes, self._settles, self._commits):
             if task := tasks.pop(shard, None):
                 task.cancel()
 
@@ -129,6 +147,10 @@ class Driver:
 
     async def _settle_once(self, shard: int, request: shard_control_pb2.SettleExtensionRequest) -> None:
         await self._fleet.shards[shard].control.SettleExtension(request, timeout=_FINISH_S)
+
+    async def _commit_once(self, shard: int, request: shard_control_pb2.CommitStateRequest) -> None:
+        await self._fleet.shards[shard].control.CommitState(request, timeout=_FINISH_S)
+        self._tell(StateCommitted(shard))
 
     async def _gather_once(self, shard: int, request: shard_control_pb2.GatherRoundRequest, groups: int) -> None:
         id_ = convert.id_from_proto(request.id)

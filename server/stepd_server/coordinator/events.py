@@ -130,6 +130,24 @@ class LayoutChanged:
     layout: int
 
 
+@dataclass(frozen=True)
+class StateLoaded:
+    """The owner's state of the optimizer is held by every shard and is to be used from the next round on.
+
+    Attributes:
+        spec: with the hyperparameters that come with it.
+    """
+
+    spec: RunSpec
+
+
+@dataclass(frozen=True)
+class StateCommitted:
+    """A shard uses the latest state that was loaded."""
+
+    shard: int
+
+
 Event: TypeAlias = (
     MemberJoined
     | MemberLeft
@@ -142,6 +160,8 @@ Event: TypeAlias = (
     | ShardLost
     | PolicyChanged
     | LayoutChanged
+    | StateLoaded
+    | StateCommitted
 )
 
 
@@ -200,6 +220,17 @@ class Finish:
 
 
 @dataclass(frozen=True)
+class Commit:
+    """Have shards use the latest state that was loaded, before this round. May be repeated."""
+
+    shards: tuple[int, ...]
+    round: int
+
+    def __str__(self) -> str:
+        return f"commit the state before round {self.round} on {_listed(self.shards)}"
+
+
+@dataclass(frozen=True)
 class Lost:
     """The run cannot go on."""
 
@@ -209,7 +240,7 @@ class Lost:
         return f"lost: {self.problem}"
 
 
-Action: TypeAlias = RecordAttempt | Gather | Record | Finish | Lost
+Action: TypeAlias = RecordAttempt | Gather | Record | Finish | Commit | Lost
 
 
 def _listed(items: tuple[object, ...]) -> str:

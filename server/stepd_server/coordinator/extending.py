@@ -43,9 +43,7 @@ class Extending:
         run.check_going()
         if run.record.extension == request.request_id:
             return coordinator_pb2.AddGroupResponse(spec=run.record.prepared.spec, layout=run.layout)
-        pending = self._pending.get(run.record.run_id)
-        if pending and pending.id != request.request_id and self._steady() - pending.since < LOADING_TIMEOUT_S:
-            raise Unavailable(f"another group is being added to run {run.name!r}", reason="GROUP_PENDING", run=run.name)
+        self.check_free(run, request.request_id)
         self._fleet.check_complete()
         extension = extension_of(request, run.spec, run.record.prepared.layout, self._lay_out, self._steady())
         prepared = shard_control_pb2.PrepareRunRequest(
@@ -65,6 +63,12 @@ class Extending:
             raise
         self._pending[run.record.run_id] = dataclasses.replace(extension, bytes=sum(answer.bytes for answer in answers))
         return coordinator_pb2.AddGroupResponse(spec=prepared.spec, layout=run.with_targets(prepared.layout))
+
+    def check_free(self, run: Run, request_id: str = "") -> None:
+        """Raise Unavailable while a group, or any but this one, is being added."""
+        pending = self._pending.get(run.record.run_id)
+        if pending and pending.id != request_id and self._steady() - pending.since < LOADING_TIMEOUT_S:
+            raise Unavailable(f"another group is being added to run {run.name!r}", reason="GROUP_PENDING", run=run.name)
 
     async def commit(self, run: Run, request_id: str) -> None:
         """Make the group part of the run."""

@@ -37,6 +37,7 @@ from stepd_server.coordinator.attempt import Attempt
 from stepd_server.coordinator.events import (
     Action,
     Arrived,
+    Commit,
     Event,
     Finish,
     Finished,
@@ -53,6 +54,8 @@ from stepd_server.coordinator.events import (
     ShardAway,
     ShardBack,
     ShardLost,
+    StateCommitted,
+    StateLoaded,
 )
 from stepd_server.coordinator.policy import policy_of
 from stepd_server.coordinator.vocabulary import Decision, Member, Nonfinite, RoundId
@@ -84,6 +87,7 @@ class Rounds:
         attempt: int = 0,
         away: Iterable[int] = (),
         layout: int = 0,
+        state_loaded: bool = False,
     ) -> None:
         """A new run; or, with what a coordinator before this one recorded, an old one without members.
 
@@ -94,6 +98,7 @@ class Rounds:
             attempt: the first of the next round that has not been given away.
             away: shards that have yet to say where they stand.
             layout: version of the layout.
+            state_loaded: a state has been loaded; shards are told of it again.
         """
         self._all: Final = tuple(range(shards))
         self._spec = spec
@@ -111,6 +116,8 @@ class Rounds:
         # Shards that have yet to carry out the last decision, as far as is known, and shards that do not answer.
         self._unfinished: set[int] = set(self._all) if last else set()
         self._away: set[int] = set(away)
+        # Shards that, as far as is known, have yet to use the latest state that was loaded.
+        self._uncommitted: set[int] = set(self._all) if state_loaded else set()
         self._lost = ""
         self._actions: list[Action] = []
 
@@ -142,6 +149,11 @@ class Rounds:
         elif missing := self.waits_for_members:
             return f"waits for {missing} more worker{'s' * (missing > 1)}, has {len(self._since)}"
         return ""
+
+    @property
+    def loads_state(self) -> bool:
+        """Whether some shard has yet to use the latest state that was loaded."""
+        return bool(self._uncommitted)
 
     @property
     def rates(self) -> tuple[float, ...]:
@@ -203,6 +215,10 @@ class Rounds:
                 # What was gathered knows nothing of the new group; nor do its sums.
                 self._spec, self._layout = spec, layout
                 self._start_over()
+            case StateLoaded(spec):
+                self._load_state(spec)
+            case StateCommitted(shard):
+                self._uncommitted -= {shard} - self._away
         self._advance()
         return self._actions
 
@@ -271,6 +287,19 @@ class Rounds:
                 f"shard {event.shard} came back at round {event.round}, step {event.step}; "
                 f"the run is at round {self.id.round}, step {self.step}"
             )
+        if not self._lost:
+            self._commit({event.shard})
+
+    def _load_state(self, spec: RunSpec) -> None:
+        # What is gathered was meant for the old state, and is not applied to the new one.
+        self._spec = spec
+        self._start_over()
+        self._uncommitted = set(self._all)
+        self._commit(set(self._all) - self._away)
+
+    def _commit(self, shards: set[int]) -> None:
+        if shards := shards & self._uncommitted:
+            self._actions.append(Commit(tuple(sorted(shards)), self.id.round))
 
     def _change(self, spec: RunSpec) -> None:
         before, self._spec = self._spec, spec
@@ -286,7 +315,7 @@ class Rounds:
 
     def _advance(self) -> None:
         """Go on as far as nothing stands in the way."""
-        if self._lost or self._away:
+        if self._lost or self._away or self._uncommitted:
             return
         if self._attempt is not None:
             if not self._unfinished and self._attempt.is_gathered(self._all):

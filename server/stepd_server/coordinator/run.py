@@ -17,7 +17,7 @@ from stepd.definitions import RunSpec
 from stepd.errors import FailedPrecondition, NotFound
 from stepd.v1 import coordinator_pb2, run_pb2, shard_control_pb2
 from stepd_server.coordinator import convert, decision, events
-from stepd_server.coordinator.changes import changed
+from stepd_server.coordinator.changes import changed, with_state
 from stepd_server.coordinator.driver import Driver
 from stepd_server.coordinator.extension import Extension
 from stepd_server.coordinator.fleet import Fleet
@@ -96,6 +96,7 @@ class Run:
             attempt=self._store.next_attempt(),
             away=range(len(self._fleet.shards)),
             layout=self._layout_version,
+            state_loaded=bool(self.record.state_id),
         )
 
     def set_bytes(self, total: int) -> None:
@@ -138,6 +139,8 @@ class Run:
                     self._publish(action.decision)
             case events.RecordAttempt(id_):
                 self._store.write_attempt(id_)
+            case events.Commit():
+                self._driver.commit(action, self.record.state_id, self.record.prepared.spec.groups)
             case events.Lost(problem):
                 logger.error("run %r is lost: %s", self.name, problem)
 
@@ -220,10 +223,7 @@ class Run:
 
     def update(self, request: coordinator_pb2.UpdateRunRequest) -> None:
         message, spec = changed(self.record.prepared.spec, request, step=self.step, members=len(self._membership))
-        prepared = type(self.record.prepared)()
-        prepared.CopyFrom(self.record.prepared)
-        prepared.spec.CopyFrom(message)
-        self._write(dataclasses.replace(self.record, prepared=prepared))
+        self._write(dataclasses.replace(self.record, prepared=self._prepared_with(message)))
         self._spec = spec
         self.tell(events.PolicyChanged(spec))
 
@@ -248,6 +248,26 @@ class Run:
             run=self.name, extension=self.record.extension, round=at, layout_version=self._layout_version
         )
         self._driver.settle(request, shards)
+
+    def _prepared_with(self, message: run_pb2.RunSpec) -> shard_control_pb2.PrepareRunRequest:
+        prepared = shard_control_pb2.PrepareRunRequest()
+        prepared.CopyFrom(self.record.prepared)
+        prepared.spec.CopyFrom(message)
+        return prepared
+
+    @property
+    def loads_state(self) -> bool:
+        """Whether some shard has yet to use the latest state that was loaded."""
+        return self._going_rounds().loads_state
+
+    def load_state(self, request: coordinator_pb2.LoadStateRequest) -> None:
+        """Decide that a state, which every shard holds, is used from the next round on."""
+        self._going_rounds()
+        message, spec = with_state(self.record.prepared.spec, request, step=self.step)
+        # One file: the state and the hyperparameters that belong to it are decided together.
+        self._write(dataclasses.replace(self.record, prepared=self._prepared_with(message), state_id=request.state_id))
+        self._spec = spec
+        self.tell(events.StateLoaded(spec))
 
     def watching(self) -> AbstractContextManager[AsyncIterator[coordinator_pb2.WatchRunResponse]]:
         return self._watchers.watching()

@@ -12,10 +12,10 @@ from typing import Any, Final
 
 from stepd import specs
 from stepd.definitions import RunSpec
-from stepd.errors import AlreadyExists, NotFound, ResourceExhausted, StepdError
+from stepd.errors import AlreadyExists, NotFound, ResourceExhausted, StepdError, Unavailable
 from stepd.layout import lay_out
 from stepd.layout import to_proto as layout_to_proto
-from stepd.limits import LOADING_TIMEOUT_S, RUNS_MAX
+from stepd.limits import LOADING_TIMEOUT_S, RUNS_MAX, WAIT_S
 from stepd.settings import shown
 from stepd.v1 import coordinator_pb2, run_pb2, shard_control_pb2
 from stepd_server.coordinator.abilities import check_trainable
@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 _PREPARE_S: Final = 120.0
 _SEAL_S: Final = 120.0
 _DROP_S: Final = 30.0
+_HOLD_S: Final = 30.0
+# How often it is looked whether shards have done what was decided.
+_LOOK_S: Final = 0.005
 # Incarnations are numbered on from here by each coordinator in turn: so many joins in one life, and nobody's number is
 # given away twice.
 _INCARNATIONS_OF_ONE_LIFE: Final = 10**9
@@ -144,7 +147,9 @@ class Runs:
 
     async def add_group(self, request: coordinator_pb2.AddGroupRequest) -> coordinator_pb2.AddGroupResponse:
         async with self._lock(request.run):
-            return await self._extending.add(self.get(request.run), request)
+            run = self.get(request.run)
+            _check_state_in_use(run)
+            return await self._extending.add(run, request)
 
     async def commit_group(self, request: coordinator_pb2.CommitGroupRequest) -> Run:
         async with self._lock(request.run):
@@ -152,6 +157,38 @@ class Runs:
             settle = self._extending.abandon if request.abandon else self._extending.commit
             await settle(run, request.request_id)
             return run
+
+    # --- State ----------------------------------------------------------------------------------------------------
+
+    async def load_state(self, request: coordinator_pb2.LoadStateRequest) -> Run:
+        """Have every shard use a state that was staged on it; answer when they do."""
+        run = self.get(request.run)
+        # Not to be cut short by the caller's going away, between the shards' word and the decision.
+        await asyncio.shield(self._spawn(self._decide_state(request)))
+        deadline = self._clocks.steady() + WAIT_S
+        while run.loads_state:
+            if self._clocks.steady() >= deadline:
+                raise Unavailable(
+                    f"run {run.name!r}: the state is loaded, and shards have yet to use it: {run.problem}",
+                    reason="RUN_RECOVERING",
+                    run=run.name,
+                )
+            await asyncio.sleep(_LOOK_S)
+        return run
+
+    async def _decide_state(self, request: coordinator_pb2.LoadStateRequest) -> None:
+        async with self._lock(request.run):
+            run = self.get(request.run)
+            if not request.state_id or run.record.state_id == request.state_id:
+                return
+            self._fleet.check_complete()
+            _check_state_in_use(run)
+            # A group that is on its way has been prepared with the hyperparameters of now.
+            self._extending.check_free(run)
+            held = shard_control_pb2.HoldStateRequest(run=run.name, state_id=request.state_id)
+            await self._fleet.call_all("HoldState", held, _HOLD_S)
+            run.load_state(request)
+            logger.info("run %r: a state of the optimizer is loaded at step %d", run.name, run.step)
 
     # --- Deleting -------------------------------------------------------------------------------------------------
 
@@ -248,3 +285,13 @@ class Runs:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _check_state_in_use(run: Run) -> None:
+    """Raise Unavailable while some shard has yet to use the latest state that was loaded."""
+    if run.started and run.loads_state:
+        raise Unavailable(
+            f"run {run.name!r}: shards have yet to use the state that was loaded before",
+            reason="RUN_RECOVERING",
+            run=run.name,
+        )

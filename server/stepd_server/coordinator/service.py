@@ -136,6 +136,9 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
     async def CommitGroup(self, request: pb.CommitGroupRequest, _: Context) -> pb.CommitGroupResponse:
         return pb.CommitGroupResponse(run=(await self._runs.commit_group(request)).state())
 
+    async def LoadState(self, request: pb.LoadStateRequest, _: Context) -> pb.LoadStateResponse:
+        return pb.LoadStateResponse(run=(await self._runs.load_state(request)).state())
+
     async def DeleteRun(self, request: pb.DeleteRunRequest, _: Context) -> pb.DeleteRunResponse:
         await self._runs.delete(request.run)
         return pb.DeleteRunResponse()

@@ -40,6 +40,8 @@ class RunRecord:
         state_bytes: on all shards.
         started: its parameters are loaded.
         extension: the request_id of the latest group that was added.
+        state_id: of the latest state of the optimizer that was loaded; empty if there was none. With it, that is
+            decided: shards that do not use it yet are told until they do.
     """
 
     prepared: shard_control_pb2.PrepareRunRequest
@@ -48,6 +50,7 @@ class RunRecord:
     state_bytes: int = 0
     started: bool = False
     extension: str = ""
+    state_id: str = ""
 
     @property
     def name(self) -> str:
@@ -65,6 +68,7 @@ class RunRecord:
                 "state_bytes": self.state_bytes,
                 "started": self.started,
                 "extension": self.extension,
+                "state_id": self.state_id,
             }
         ).encode()
         return _LENGTH.pack(len(about)) + about + self.prepared.SerializeToString()

@@ -17,6 +17,8 @@ import errno
 import mmap
 import os
 import shutil
+from collections.abc import Iterable
+from dataclasses import replace
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ import numpy as np
 
 from stepd.errors import ResourceExhausted
 from stepd.rules.base import Array
-from stepd.v1 import shard_control_pb2
+from stepd.v1 import run_pb2, shard_control_pb2
 from stepd_server.shard.plan import Piece
 
 # Memory that is there when it is taken saves a page fault for each 4 KiB in the first step.
@@ -57,6 +59,7 @@ class Arena:
         self.piece = piece
         self._prepared = prepared
         self.run_id = prepared.run_id
+        self._prepared = prepared
         folder.mkdir(parents=True, exist_ok=True)
         try:
             self.journal = _map(folder / "journal", len(Field), np.dtype("<i8"))
@@ -163,6 +166,30 @@ class Arena:
         self.journal[Field.STEP] = step
         self.journal[Field.INTENT] = self.round + 1
         self.journal[Field.ROUND] = self.round + 1
+
+    def change_groups(self, groups: Iterable[run_pb2.GroupSpec]) -> None:
+        """Have the groups other hyperparameters, under which their rules keep the same buffers."""
+        prepared = shard_control_pb2.PrepareRunRequest()
+        prepared.CopyFrom(self._prepared)
+        del prepared.spec.groups[:]
+        prepared.spec.groups.extend(groups)
+        write_whole(self.folder / "run.pb", prepared.SerializeToString())
+        self._prepared = prepared
+        self.piece = replace(self.piece, spec=prepared.spec)
+
+    def beside(self, name: str, size: int) -> Array:
+        """A further array of the run's dtype in a file of its own; ResourceExhausted if there is no room."""
+        try:
+            return _map(self.folder / name, size, self.piece.dtype)
+        except OSError as error:
+            (self.folder / name).unlink(missing_ok=True)
+            if error.errno not in (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT):
+                raise
+            needed = size * self.piece.dtype.itemsize
+            raise ResourceExhausted(
+                f"no room for {name} of run {self.piece.spec.name!r}: it needs {needed} bytes in {self.folder.parent}",
+                needed=needed,
+            ) from error
 
     def remove(self) -> None:
         """Delete the files. The memory is free when nobody refers to the arrays any more."""

@@ -30,6 +30,7 @@ from stepd_server.shard.gathering import (
 )
 from stepd_server.shard.loading import cut_short, load
 from stepd_server.shard.signal import Signal
+from stepd_server.shard.staging import Staging
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,8 @@ log = logging.getLogger(__name__)
 class Reader:
     """A pull under way. `cut`: the version it reads is about to be overwritten, and it must not read on."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, state: bool) -> None:
+        self.state = state
         self.cut = False
 
 
@@ -46,6 +48,7 @@ class ShardRun:
 
     def __init__(self, arena: Arena) -> None:
         self.arena = arena
+        self.staging = Staging(arena)
         self.name = arena.piece.spec.name
         self.closed = False
         # A group that is being added: the run with it, until it counts.
@@ -252,7 +255,13 @@ class ShardRun:
     async def settle(self, version: int, from_round: int) -> None:
         """Have the run be its extension of that version, when all rounds before `from_round` are finished."""
         ready = await self._changed.until(
-            lambda: self._check_alive() and self._finishing is None and self.arena.round >= from_round, WAIT_S
+            lambda: (
+                self._check_alive()
+                and self._finishing is None
+                and not self.staging.busy
+                and self.arena.round >= from_round
+            ),
+            WAIT_S,
         )
         if not ready:
             raise Unavailable(f"run {self.name!r}: round {self.arena.round} is not finished")
@@ -265,6 +274,7 @@ class ShardRun:
         if extension is None or not extension.sealed or extension.version != version:
             raise FailedPrecondition(f"run {self.name!r}: version {version} of the layout was not prepared here")
         self.arena, self.extension = extension.settle(), None
+        self.staging = self.staging.extended(self.arena)
         self._gathering = None
         self._changed.notify()
         log.info("run %r: extended, version %d of the layout", self.name, version)
@@ -284,7 +294,7 @@ class ShardRun:
             check_averages(self.arena.piece)
         await self._wait(lambda: self._has_version(request), request.round if request.HasField("round") else None)
         # From here to the first yield nothing else runs: the version cannot change before the reader is known.
-        reader = Reader()
+        reader = Reader(state=request.state)
         self._readers.add(reader)
         try:
             decision = self._decision
@@ -293,7 +303,15 @@ class ShardRun:
             ranges = [(r.start, r.start + r.count) for r in request.ranges] or [(0, self.arena.piece.size)]
             if request.ranges:
                 self.arena.piece.covered(ranges)
+            if request.state:
+                self.staging.describe(header)
             yield wire.encode_header(shard_pb2.PullResponse, header)
+            for start, part in self.staging.chunks() if request.state else ():
+                if reader.cut:
+                    raise self._version_passed(step)
+                yield wire.encode_chunk(start, part.nbytes, [part])
+            if request.state:
+                return
             # Averages that a rule has to be asked for are made a block at a time.
             size = CHUNK_BYTES // self.arena.piece.dtype.itemsize
             for start, stop in _chunks(ranges, min(size, BLOCK_ELEMENTS) if request.averaged else size):
@@ -325,8 +343,12 @@ class ShardRun:
             step = self._decision.step if self._applied_to is not None and self._decision else self.arena.step
             if step > request.step:
                 raise self._version_passed(request.step)
-            return step == request.step
-        return True
+            return step == request.step and self._rests_for(request)
+        return self._rests_for(request)
+
+    def _rests_for(self, request: shard_pb2.PullRequest) -> bool:
+        """Whether nothing changes what is asked for in a way that cannot be followed: the state, counts and all."""
+        return not request.state or (self._applied_to is None and not self.staging.busy)
 
     async def _until_final(self, stop: int | None) -> None:
         """Wait until parameters are final up to an element; None: until no step is under way."""
@@ -381,11 +403,21 @@ class ShardRun:
             now = self._gathering.id if self._gathering else (self.arena.round, 0)
             raise restarted(self.name, *now)
 
+    async def commit_state(self, request: shard_control_pb2.CommitStateRequest) -> None:
+        """Put the held state into use before a round."""
+        await self.staging.commit(
+            request,
+            self._changed,
+            lambda: self._check_alive() and self._finishing is None and self.arena.round >= request.round,
+            self._readers,
+        )
+
     async def close(self) -> None:
         """End every call on the run; return when nothing changes its memory any more."""
         if self._finishing is not None:
             await asyncio.wait([self._finishing])
         self.closed = True
+        self.staging.close()
         self._changed.notify()
 
 

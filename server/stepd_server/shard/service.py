@@ -22,7 +22,7 @@ from stepd_server.shard.run import ShardRun
 log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
-Header = TypeVar("Header", shard_pb2.PushHeader, shard_pb2.LoadParametersHeader)
+Header = TypeVar("Header", shard_pb2.PushHeader, shard_pb2.LoadParametersHeader, shard_pb2.StageStateHeader)
 
 
 class ShardService(shard_control_pb2_grpc.ShardControlServicer):
@@ -43,6 +43,9 @@ class ShardService(shard_control_pb2_grpc.ShardControlServicer):
         handlers = {
             "LoadParameters": grpc.stream_unary_rpc_method_handler(
                 self.load_parameters, response_serializer=shard_pb2.LoadParametersResponse.SerializeToString
+            ),
+            "StageState": grpc.stream_unary_rpc_method_handler(
+                self.stage_state, response_serializer=shard_pb2.StageStateResponse.SerializeToString
             ),
             "Push": grpc.stream_unary_rpc_method_handler(
                 self.push, response_serializer=shard_pb2.PushResponse.SerializeToString
@@ -85,6 +88,11 @@ class ShardService(shard_control_pb2_grpc.ShardControlServicer):
     async def push(self, stream: AsyncIterator[bytes], _: Context) -> shard_pb2.PushResponse:
         header = await _first(stream, wire.decode_push, shard_pb2.PushHeader)
         return await self._run(header.run).push(header, _chunks(stream))
+
+    async def stage_state(self, stream: AsyncIterator[bytes], _: Context) -> shard_pb2.StageStateResponse:
+        header = await _first(stream, wire.decode_stage, shard_pb2.StageStateHeader)
+        await self._run(header.run).staging.stage(header, _chunks(stream))
+        return shard_pb2.StageStateResponse()
 
     async def pull(self, request: shard_pb2.PullRequest, _: Context) -> AsyncGenerator[bytes, None]:
         # Closed at once when the caller goes away: a reader holds the next step back.
@@ -142,6 +150,18 @@ class ShardService(shard_control_pb2_grpc.ShardControlServicer):
         self, request: shard_control_pb2.FinishRoundRequest, _: Context
     ) -> shard_control_pb2.FinishRoundResponse:
         return shard_control_pb2.FinishRoundResponse(step=await self._run(request.run).finish(request.decision))
+
+    async def HoldState(
+        self, request: shard_control_pb2.HoldStateRequest, _: Context
+    ) -> shard_control_pb2.HoldStateResponse:
+        self._run(request.run).staging.hold(request.state_id)
+        return shard_control_pb2.HoldStateResponse()
+
+    async def CommitState(
+        self, request: shard_control_pb2.CommitStateRequest, _: Context
+    ) -> shard_control_pb2.CommitStateResponse:
+        await self._run(request.run).commit_state(request)
+        return shard_control_pb2.CommitStateResponse()
 
     # --- Runs ---------------------------------------------------------------------------------------------------
 
