@@ -46,7 +46,7 @@ def test_the_next_gathering_is_asked_for_before_the_decision_is_carried_out(tmp_
         await fleet.create(digits())
         await fleet.join()
         fleet.allow(2)
-        await fleet.until(lambda state: state.step == 2)
+        await fleet.until(lambda state: state.step == 2 and len(shard.decisions) == 2)
         assert [request.id.round for request in shard.gathers[:2]] == [0, 1]
         assert [decision.step for decision in shard.decisions] == [1, 2]
 

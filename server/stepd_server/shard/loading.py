@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 import numpy as np
 
 from stepd import wire
-from stepd.errors import InvalidArgument, StepdError
+from stepd.errors import FailedPrecondition, InvalidArgument, StepdError
 from stepd_server.shard.arena import Arena
 from stepd_server.shard.gathering import as_array
 
@@ -43,4 +43,12 @@ async def load(arena: Arena, first: int, chunks: AsyncIterator[wire.Chunk], chec
 def cut_short(at: int, size: int) -> StepdError:
     return InvalidArgument(
         f"the stream ended after {at} of {size} elements", reason="BAD_CHUNK", expected=size, given=at
+    )
+
+
+def lacking(run: str, loaded: int, size: int) -> FailedPrecondition:
+    """The error for a run that is to start before its parameters are here."""
+    return FailedPrecondition(
+        f"run {run!r} lacks initial parameters on this shard: {loaded} of {size} elements are loaded",
+        reason="RUN_NOT_STARTED",
     )

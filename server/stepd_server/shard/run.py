@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 
 from stepd import wire
-from stepd.errors import Aborted, FailedPrecondition, NotFound, Unavailable
+from stepd.errors import FailedPrecondition, NotFound, Unavailable
 from stepd.limits import BLOCK_ELEMENTS, CHUNK_BYTES, READER_GRACE_S, WAIT_S
 from stepd.rules.base import Array
 from stepd.v1 import round_pb2, shard_control_pb2, shard_pb2
@@ -24,23 +24,15 @@ from stepd_server.shard.gathering import (
     as_array,
     key_of,
     layout_changed,
-    members_text,
     restarted,
     status_outside,
 )
-from stepd_server.shard.loading import cut_short, load
+from stepd_server.shard.loading import cut_short, lacking, load
+from stepd_server.shard.reading import Reader, cut_into, pending, version_passed
 from stepd_server.shard.signal import Signal
 from stepd_server.shard.staging import Staging
 
 log = logging.getLogger(__name__)
-
-
-class Reader:
-    """A pull under way. `cut`: the version it reads is about to be overwritten, and it must not read on."""
-
-    def __init__(self, *, state: bool) -> None:
-        self.state = state
-        self.cut = False
 
 
 class ShardRun:
@@ -78,11 +70,7 @@ class ShardRun:
         if self.arena.sealed:
             return
         if self._loaded != self.arena.piece.size:
-            raise FailedPrecondition(
-                f"run {self.name!r} lacks initial parameters on this shard: "
-                f"{self._loaded} of {self.arena.piece.size} elements are loaded",
-                reason="RUN_NOT_STARTED",
-            )
+            raise lacking(self.name, self._loaded, self.arena.piece.size)
         self.arena.seal()
 
     # --- Contributions ------------------------------------------------------------------------------------------
@@ -297,9 +285,8 @@ class ShardRun:
         reader = Reader(state=request.state)
         self._readers.add(reader)
         try:
-            decision = self._decision
-            step = decision.step if self._applied_to is not None and decision is not None else self.arena.step
-            header = shard_pb2.PullHeader(step=step, round=self._round, decision=decision)
+            step = self._present_step
+            header = shard_pb2.PullHeader(step=step, round=self._round, decision=self._decision)
             ranges = [(r.start, r.start + r.count) for r in request.ranges] or [(0, self.arena.piece.size)]
             if request.ranges:
                 self.arena.piece.covered(ranges)
@@ -308,17 +295,17 @@ class ShardRun:
             yield wire.encode_header(shard_pb2.PullResponse, header)
             for start, part in self.staging.chunks() if request.state else ():
                 if reader.cut:
-                    raise self._version_passed(step)
+                    raise version_passed(self.name, step, self._present_step)
                 yield wire.encode_chunk(start, part.nbytes, [part])
             if request.state:
                 return
             # Averages that a rule has to be asked for are made a block at a time.
             size = CHUNK_BYTES // self.arena.piece.dtype.itemsize
-            for start, stop in _chunks(ranges, min(size, BLOCK_ELEMENTS) if request.averaged else size):
+            for start, stop in cut_into(ranges, min(size, BLOCK_ELEMENTS) if request.averaged else size):
                 # What a step leaves as it is is averaged last.
                 await self._until_final(None if request.averaged else stop)
                 if reader.cut:
-                    raise self._version_passed(step)
+                    raise version_passed(self.name, step, self._present_step)
                 content = averaged(self.arena, start, stop) if request.averaged else self.arena.parameters[start:stop]
                 yield wire.encode_chunk(start, content.nbytes, [content.view(np.uint8).data])
         finally:
@@ -340,9 +327,9 @@ class ShardRun:
                     raise restarted(self.name, round_number, attempt)
             return False
         if request.HasField("step"):
-            step = self._decision.step if self._applied_to is not None and self._decision else self.arena.step
+            step = self._present_step
             if step > request.step:
-                raise self._version_passed(request.step)
+                raise version_passed(self.name, request.step, self._present_step)
             return step == request.step and self._rests_for(request)
         return self._rests_for(request)
 
@@ -359,14 +346,6 @@ class ShardRun:
         self._check_alive()
         return self._applied_to is None or (stop is not None and self._applied_to >= stop)
 
-    def _version_passed(self, asked: int) -> Aborted:
-        present = self._decision.step if self._applied_to is not None and self._decision else self.arena.step
-        return Aborted(
-            f"run {self.name!r}: step {asked} has been overwritten by step {present}",
-            reason="VERSION_PASSED",
-            step=present,
-        )
-
     # --- What everything above asks -----------------------------------------------------------------------------
 
     @property
@@ -374,18 +353,17 @@ class ShardRun:
         """Rounds decided, as far as this shard has begun to carry them out."""
         return self.arena.round + (self._applied_to is not None)
 
+    @property
+    def _present_step(self) -> int:
+        """Steps applied, the one under way included."""
+        return self._decision.step if self._applied_to is not None and self._decision else self.arena.step
+
     async def _wait(self, condition: Callable[[], bool], round_number: int | None) -> None:
         """Wait for a round, but not so long that a dead connection goes unnoticed: the caller asks again."""
         if await self._changed.until(condition, WAIT_S):
             return
-        awaited = members_text(self._gathering.awaited) if self._gathering else "enough workers"
-        raise Aborted(
-            f"run {self.name!r}: round {self.arena.round if round_number is None else round_number} "
-            f"is not decided yet, waiting for {awaited}",
-            reason="ROUND_PENDING",
-            run=self.name,
-            awaited=awaited,
-        )
+        now = self.arena.round if round_number is None else round_number
+        raise pending(self.name, now, self._gathering.awaited if self._gathering else None)
 
     def _check_alive(self) -> bool:
         if self.closed:
@@ -419,7 +397,3 @@ class ShardRun:
         self.closed = True
         self.staging.close()
         self._changed.notify()
-
-
-def _chunks(ranges: list[tuple[int, int]], size: int) -> list[tuple[int, int]]:
-    return [(a, min(a + size, stop)) for start, stop in ranges for a in range(start, stop, size)]

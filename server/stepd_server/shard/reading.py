@@ -1,0 +1,40 @@
+"""Pulls: who reads, in which pieces, and what is said to those who cannot read on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from stepd.errors import Aborted
+from stepd.v1 import round_pb2
+from stepd_server.shard.gathering import members_text
+
+
+class Reader:
+    """A pull under way. `cut`: the version it reads is about to be overwritten, and it must not read on."""
+
+    def __init__(self, *, state: bool) -> None:
+        self.state = state
+        self.cut = False
+
+
+def cut_into(ranges: Sequence[tuple[int, int]], size: int) -> list[tuple[int, int]]:
+    """Ranges [start, stop) in pieces of at most `size` elements."""
+    return [(a, min(a + size, stop)) for start, stop in ranges for a in range(start, stop, size)]
+
+
+def version_passed(run: str, asked: int, present: int) -> Aborted:
+    """The error for a version that is gone."""
+    return Aborted(
+        f"run {run!r}: step {asked} has been overwritten by step {present}", reason="VERSION_PASSED", step=present
+    )
+
+
+def pending(run: str, round_number: int, awaited: Sequence[round_pb2.Member] | None) -> Aborted:
+    """The error for a wait that has taken so long that the caller is to show that it is still there."""
+    names = "enough workers" if awaited is None else members_text(awaited)
+    return Aborted(
+        f"run {run!r}: round {round_number} is not decided yet, waiting for {names}",
+        reason="ROUND_PENDING",
+        run=run,
+        awaited=names,
+    )
