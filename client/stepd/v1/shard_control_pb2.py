@@ -26,7 +26,7 @@ from stepd.v1 import round_pb2 as stepd_dot_v1_dot_round__pb2
 from stepd.v1 import run_pb2 as stepd_dot_v1_dot_run__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cstepd/v1/shard_control.proto\x12\x08stepd.v1\x1a\x14stepd/v1/round.proto\x1a\x12stepd/v1/run.proto\"f\n\x11PrepareRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x1f\n\x04spec\x18\x02 \x01(\x0b\x32\x11.stepd.v1.RunSpec\x12 \n\x06layout\x18\x03 \x01(\x0b\x32\x10.stepd.v1.Layout\"#\n\x12PrepareRunResponse\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\"\x1d\n\x0eSealRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"\x11\n\x0fSealRunResponse\"\x1d\n\x0e\x44ropRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"\x11\n\x0f\x44ropRunResponse\"\xeb\x01\n\x12GatherRoundRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x1d\n\x02id\x18\x02 \x01(\x0b\x32\x11.stepd.v1.RoundId\x12!\n\x07members\x18\x03 \x03(\x0b\x32\x10.stepd.v1.Member\x12 \n\x04\x63lip\x18\x04 \x01(\x0b\x32\x12.stepd.v1.ClipSpec\x12&\n\treduction\x18\x05 \x01(\x0e\x32\x13.stepd.v1.Reduction\x12\x15\n\rdeterministic\x18\x06 \x01(\x08\x12%\n\x0bquarantined\x18\x07 \x03(\x0b\x32\x10.stepd.v1.Member\"m\n\x13GatherRoundResponse\x12#\n\x07\x61rrived\x18\x01 \x01(\x0b\x32\x10.stepd.v1.MemberH\x00\x12&\n\x04sums\x18\x02 \x01(\x0b\x32\x16.stepd.v1.GatheredSumsH\x00\x42\t\n\x07message\"G\n\x12\x46inishRoundRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12$\n\x08\x64\x65\x63ision\x18\x02 \x01(\x0b\x32\x12.stepd.v1.Decision\"#\n\x13\x46inishRoundResponse\x12\x0c\n\x04step\x18\x01 \x01(\x04\x32\xf1\x02\n\x0cShardControl\x12G\n\nPrepareRun\x12\x1b.stepd.v1.PrepareRunRequest\x1a\x1c.stepd.v1.PrepareRunResponse\x12>\n\x07SealRun\x12\x18.stepd.v1.SealRunRequest\x1a\x19.stepd.v1.SealRunResponse\x12>\n\x07\x44ropRun\x12\x18.stepd.v1.DropRunRequest\x1a\x19.stepd.v1.DropRunResponse\x12L\n\x0bGatherRound\x12\x1c.stepd.v1.GatherRoundRequest\x1a\x1d.stepd.v1.GatherRoundResponse0\x01\x12J\n\x0b\x46inishRound\x12\x1c.stepd.v1.FinishRoundRequest\x1a\x1d.stepd.v1.FinishRoundResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cstepd/v1/shard_control.proto\x12\x08stepd.v1\x1a\x14stepd/v1/round.proto\x1a\x12stepd/v1/run.proto\"f\n\x11PrepareRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x1f\n\x04spec\x18\x02 \x01(\x0b\x32\x11.stepd.v1.RunSpec\x12 \n\x06layout\x18\x03 \x01(\x0b\x32\x10.stepd.v1.Layout\"#\n\x12PrepareRunResponse\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\"\x1d\n\x0eSealRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"\x11\n\x0fSealRunResponse\"\x1d\n\x0e\x44ropRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"\x11\n\x0f\x44ropRunResponse\"\xeb\x01\n\x12GatherRoundRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x1d\n\x02id\x18\x02 \x01(\x0b\x32\x11.stepd.v1.RoundId\x12!\n\x07members\x18\x03 \x03(\x0b\x32\x10.stepd.v1.Member\x12 \n\x04\x63lip\x18\x04 \x01(\x0b\x32\x12.stepd.v1.ClipSpec\x12&\n\treduction\x18\x05 \x01(\x0e\x32\x13.stepd.v1.Reduction\x12\x15\n\rdeterministic\x18\x06 \x01(\x08\x12%\n\x0bquarantined\x18\x07 \x03(\x0b\x32\x10.stepd.v1.Member\"m\n\x13GatherRoundResponse\x12#\n\x07\x61rrived\x18\x01 \x01(\x0b\x32\x10.stepd.v1.MemberH\x00\x12&\n\x04sums\x18\x02 \x01(\x0b\x32\x16.stepd.v1.GatheredSumsH\x00\x42\t\n\x07message\"H\n\x13MeasureRoundRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12$\n\x08\x64\x65\x63ision\x18\x02 \x01(\x0b\x32\x12.stepd.v1.Decision\"f\n\nTensorSums\x12\x11\n\tparameter\x18\x01 \x01(\r\x12!\n\x05\x66irst\x18\x02 \x01(\x0b\x32\x12.stepd.v1.ExactSum\x12\"\n\x06second\x18\x03 \x01(\x0b\x32\x12.stepd.v1.ExactSum\":\n\x14MeasureRoundResponse\x12\"\n\x04sums\x18\x01 \x03(\x0b\x32\x14.stepd.v1.TensorSums\"G\n\x12\x46inishRoundRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12$\n\x08\x64\x65\x63ision\x18\x02 \x01(\x0b\x32\x12.stepd.v1.Decision\"#\n\x13\x46inishRoundResponse\x12\x0c\n\x04step\x18\x01 \x01(\x04\x32\xc2\x03\n\x0cShardControl\x12G\n\nPrepareRun\x12\x1b.stepd.v1.PrepareRunRequest\x1a\x1c.stepd.v1.PrepareRunResponse\x12>\n\x07SealRun\x12\x18.stepd.v1.SealRunRequest\x1a\x19.stepd.v1.SealRunResponse\x12>\n\x07\x44ropRun\x12\x18.stepd.v1.DropRunRequest\x1a\x19.stepd.v1.DropRunResponse\x12L\n\x0bGatherRound\x12\x1c.stepd.v1.GatherRoundRequest\x1a\x1d.stepd.v1.GatherRoundResponse0\x01\x12O\n\x0cMeasureRound\x12\x1d.stepd.v1.MeasureRoundRequest\x1a\x1e.stepd.v1.MeasureRoundResponse0\x01\x12J\n\x0b\x46inishRound\x12\x1c.stepd.v1.FinishRoundRequest\x1a\x1d.stepd.v1.FinishRoundResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,10 +49,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GATHERROUNDREQUEST']._serialized_end=561
   _globals['_GATHERROUNDRESPONSE']._serialized_start=563
   _globals['_GATHERROUNDRESPONSE']._serialized_end=672
-  _globals['_FINISHROUNDREQUEST']._serialized_start=674
-  _globals['_FINISHROUNDREQUEST']._serialized_end=745
-  _globals['_FINISHROUNDRESPONSE']._serialized_start=747
-  _globals['_FINISHROUNDRESPONSE']._serialized_end=782
-  _globals['_SHARDCONTROL']._serialized_start=785
-  _globals['_SHARDCONTROL']._serialized_end=1154
+  _globals['_MEASUREROUNDREQUEST']._serialized_start=674
+  _globals['_MEASUREROUNDREQUEST']._serialized_end=746
+  _globals['_TENSORSUMS']._serialized_start=748
+  _globals['_TENSORSUMS']._serialized_end=850
+  _globals['_MEASUREROUNDRESPONSE']._serialized_start=852
+  _globals['_MEASUREROUNDRESPONSE']._serialized_end=910
+  _globals['_FINISHROUNDREQUEST']._serialized_start=912
+  _globals['_FINISHROUNDREQUEST']._serialized_end=983
+  _globals['_FINISHROUNDRESPONSE']._serialized_start=985
+  _globals['_FINISHROUNDRESPONSE']._serialized_end=1020
+  _globals['_SHARDCONTROL']._serialized_start=1023
+  _globals['_SHARDCONTROL']._serialized_end=1473
 # @@protoc_insertion_point(module_scope)

@@ -7,7 +7,8 @@ never more than one decision apart, and the last decision is all that a coordina
 
     waiting      fewer members than the policy wants
     gathering    an attempt is under way
-    finishing    as well, but some shard has yet to carry out the last decision
+    measuring    all contributions are in, and shards find norms of tensors that the decision needs
+    finishing    an attempt is under way, but some shard has yet to carry out the last decision
     recovering   a shard is away; what was gathered is dropped, and the round starts over when it is back
     lost         a shard has lost its part; nothing goes on
 
@@ -43,6 +44,8 @@ from stepd_server.coordinator.events import (
     Gather,
     Gathered,
     Lost,
+    Measure,
+    Measured,
     MemberJoined,
     MemberLeft,
     MemberLost,
@@ -60,6 +63,7 @@ from stepd_server.coordinator.vocabulary import Decision, Member, Nonfinite, Rou
 class Phase(enum.Enum):
     WAITING = "waiting"
     GATHERING = "gathering"
+    MEASURING = "measuring"
     FINISHING = "finishing"
     RECOVERING = "recovering"
     LOST = "lost"
@@ -120,6 +124,8 @@ class Rounds:
             return Phase.RECOVERING
         elif self._unfinished:
             return Phase.FINISHING
+        elif self._attempt and self._attempt.draft:
+            return Phase.MEASURING
         return Phase.GATHERING if self._attempt else Phase.WAITING
 
     @property
@@ -182,7 +188,7 @@ class Rounds:
                 self._leave(member, contributed)
             case MemberLost(member):
                 self._lose(member)
-            case Arrived() | Gathered():
+            case Arrived() | Gathered() | Measured():
                 self._take_in(event)
             case Finished():
                 self._finish(event)
@@ -226,11 +232,13 @@ class Rounds:
         if self.takes_part(member) and not self._whole(member):
             self._start_over()
 
-    def _take_in(self, event: Arrived | Gathered) -> None:
+    def _take_in(self, event: Arrived | Gathered | Measured) -> None:
         if self._attempt is None or event.id != self.id:
             return
         if isinstance(event, Arrived):
             self._attempt.arrive(event.shard, event.member)
+        elif isinstance(event, Measured):
+            self._attempt.measures[event.shard] = event.measures
         else:
             self._attempt.gather(event.shard, event.sums)
 
@@ -279,6 +287,11 @@ class Rounds:
     def _advance(self) -> None:
         """Go on as far as nothing stands in the way."""
         if self._lost or self._away:
+            return
+        if self._attempt is not None and self._attempt.draft:
+            if self._attempt.is_measured(self._all):
+                measures = [self._attempt.measures[shard] for shard in self._all]
+                self._conclude(decisions.complete(self._spec, self._attempt.draft, measures))
             return
         if self._attempt is not None:
             if not self._unfinished and self._attempt.is_gathered(self._all):
@@ -336,6 +349,14 @@ class Rounds:
             nonfinite=self._nonfinite,
             quarantined=tuple(sorted(self._left_out, key=lambda member: member.rank)),
         )
+        if self._attempt is not None and decisions.lacks_norms(self._spec, decision):
+            # Rates and factors stay what they are now, also if the owner changes them meanwhile.
+            self._attempt.draft = decision
+            self._actions.append(Measure(self._all, decision))
+            return
+        self._conclude(decision)
+
+    def _conclude(self, decision: Decision) -> None:
         self._actions += [Record(decision), Finish(self._all, decision)]
         self.last, self.step = decision, decision.step
         self.id = RoundId(self.id.round + 1, 0)

@@ -124,6 +124,8 @@ class Run:
         match action:
             case events.Gather():
                 self._driver.gather(action)
+            case events.Measure():
+                self._driver.measure(action)
             case events.Record(decided):
                 self._store.write_decision(decided)
             case events.Finish():
@@ -138,7 +140,7 @@ class Run:
     def _publish(self, decided: Decision) -> None:
         self._watchers.publish(
             coordinator_pb2.WatchRunResponse(
-                decision=convert.decision_to_proto(decided),
+                decision=convert.decision_for_readers(decided),
                 decided_at=timestamp(self._clocks.wall()),
                 metrics=self._reports.take_means(),
             )
@@ -263,7 +265,7 @@ class Run:
             workers=map(_worker_state, self._membership.seats),
             bytes=self.record.state_bytes,
             created_at=timestamp(self.record.created_at),
-            last_decision=convert.decision_to_proto(last) if last else None,
+            last_decision=convert.decision_for_readers(last) if last else None,
             problem=self.problem,
         )
 

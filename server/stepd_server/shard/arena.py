@@ -6,7 +6,7 @@ updates         for each slice, how often its parameter was updated (torch's sta
 scalars         for each slice, what else its rule keeps for its parameter: a row as long as the longest of any rule
 parameters      the masters, flat
 accumulator     the gradient of the round, flat
-G.NAME          buffer NAME of group G's rule, flat over the group's stretch
+G.NAME          buffer NAME of group G's rule, flat over the group's stretch, or tensor by tensor if its size is its own
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class Arena:
             self.accumulator: Array = _map(folder / "accumulator", piece.size, piece.dtype)
             self.buffers: tuple[tuple[Array, ...], ...] = tuple(
                 tuple(
-                    _map(folder / f"{index}.{buffer.name}", group.stop - group.start, piece.dtype)
-                    for buffer in group.rule.buffers()
+                    _map(folder / f"{index}.{buffer.name}", size, piece.dtype)
+                    for buffer, size in zip(group.rule.buffers(), group.buffer_sizes, strict=True)
                 )
                 for index, group in enumerate(piece.groups)
             )
@@ -137,7 +137,7 @@ def read_prepared(folder: Path) -> shard_control_pb2.PrepareRunRequest | None:
 
 
 def _bytes_needed(piece: Piece) -> int:
-    arrays = 2 * piece.size + sum((g.stop - g.start) * len(g.rule.buffers()) for g in piece.groups)
+    arrays = 2 * piece.size + sum(sum(group.buffer_sizes) for group in piece.groups)
     return arrays * piece.dtype.itemsize
 
 

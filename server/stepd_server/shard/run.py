@@ -14,9 +14,11 @@ from stepd.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound,
 from stepd.limits import CHUNK_BYTES, READER_GRACE_S, WAIT_S
 from stepd.rules.base import Array
 from stepd.v1 import round_pb2, shard_control_pb2, shard_pb2
-from stepd_server.shard.applying import apply_step
+from stepd_server.shard.applying import Step, without_norms
 from stepd_server.shard.arena import Arena
 from stepd_server.shard.gathering import Contribution, Gathering, as_array, key_of, members_text, restarted
+from stepd_server.shard.measuring import Measuring
+from stepd_server.shard.scratch import Scratch
 from stepd_server.shard.signal import Signal
 
 log = logging.getLogger(__name__)
@@ -45,6 +47,7 @@ class ShardRun:
         self._applied_to: int | None = None
         self._readers: set[Reader] = set()
         self._loaded = 0
+        self._scratch = Scratch(arena.piece)
 
     # --- Initial parameters -------------------------------------------------------------------------------------
 
@@ -197,6 +200,24 @@ class ShardRun:
             )
             self._check_current(gathering)
 
+    async def measure(self, draft: round_pb2.Decision) -> list[shard_control_pb2.MeasureRoundResponse]:
+        """Find the norms of tensors that a decision lacks."""
+        self._check_alive()
+        gathering = self._gathering
+        if gathering is not None and gathering.id > (draft.id.round, draft.id.attempt):
+            raise restarted(self.name, *gathering.id)
+        self._check_decision(draft)
+        assert gathering is not None
+        assert gathering.spans is not None
+        step = Step(self.arena, gathering.shaping, draft, self._scratch)
+        measuring = Measuring(self.arena.piece, step, gathering.spans)
+        for _ in measuring.turns():
+            await asyncio.sleep(0)
+            self._check_current(gathering)
+            if self._finishing is not None:
+                raise Aborted(f"run {self.name!r}: round {draft.id.round} is decided", reason="ROUND_RESTARTED")
+        return list(measuring.messages())
+
     async def finish(self, decision: round_pb2.Decision) -> int:
         """Carry a decision out; give the number of steps applied then."""
         self._check_alive()
@@ -223,7 +244,7 @@ class ShardRun:
             if decision.outcome == round_pb2.OUTCOME_APPLIED:
                 await self._apply(decision)
             else:
-                self._decision = decision
+                self._decision = without_norms(decision)
             self.arena.finish(decision.step)
             self._gathering = None
             return self.arena.step
@@ -240,19 +261,28 @@ class ShardRun:
         gathering = self._gathering
         assert gathering is not None
         assert gathering.spans is not None
+        step = Step(self.arena, gathering.shaping, decision, self._scratch)
+        step.check(gathering.spans)
         await self._changed.until(lambda: not self._readers, READER_GRACE_S)
         for reader in self._readers:
             reader.cut = True
         self._applied_to = 0
-        self._decision = decision
+        self._decision = without_norms(decision)
         self.arena.begin()
         self._changed.notify()
         # In turns with the streams and not in a thread of its own: a thread would ask for the interpreter lock some
         # fifteen times a block, and wait for the streams' use of it each time (measured: three times as long).
-        for final in apply_step(self.arena, gathering.spans, gathering.shaping, decision):
-            self._applied_to = final
+        # A tensor that a rule sees whole can take seconds in one piece, nearly all of it without that lock: there a
+        # thread costs little, and streams, leases and the shard's heartbeat go on.
+        for turn in step.turns(gathering.spans):
+            if turn.long:
+                await asyncio.to_thread(step.update, turn.spans)
+            else:
+                step.update(turn.spans)
+            self._applied_to = turn.spans[-1].stop
             self._changed.notify()
             await asyncio.sleep(0)
+        step.finish()
         self.arena.updates[gathering.touched] += 1
 
     # --- Parameters ---------------------------------------------------------------------------------------------
