@@ -63,3 +63,5 @@ DRAIN_S: Final = 3.0
 WATCH_EVENTS_MAX: Final = 1024
 METRICS_MAX: Final = 64
 METRIC_NAME_CHARS_MAX: Final = 64
+# Reported values that a schedule has yet to be told, kept while the coordinator is away; then the oldest are dropped.
+OBSERVATIONS_MAX: Final = 1024

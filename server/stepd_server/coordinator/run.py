@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import count
@@ -21,6 +21,7 @@ from stepd_server.coordinator.changes import changed
 from stepd_server.coordinator.driver import Driver
 from stepd_server.coordinator.fleet import Fleet
 from stepd_server.coordinator.membership import Membership, Seat, check_metrics
+from stepd_server.coordinator.plateaus import Plateaus
 from stepd_server.coordinator.policy import policy_of
 from stepd_server.coordinator.rounds import Phase, Rounds
 from stepd_server.coordinator.store import RunRecord, RunStore
@@ -56,6 +57,7 @@ class Run:
         self.loading_since = clocks.steady()
         self._spec: RunSpec = specs.run_from_proto(record.prepared.spec)
         self._store = store
+        self._plateaus = Plateaus(self._spec, store.plateaus)
         self._fleet = fleet
         self._clocks = clocks
         self._membership = Membership(record.name, incarnations)
@@ -80,13 +82,13 @@ class Run:
         """Its parameters are loaded: open the first round as soon as there are workers."""
         self._write(dataclasses.replace(self.record, started=True))
         away = [shard.index for shard in self._fleet.shards if not shard.ready]
-        self._rounds = Rounds(len(self._fleet.shards), self._spec, away=away)
+        self._rounds = Rounds(len(self._fleet.shards), self._plateaus.in_effect, away=away)
 
     def restore(self) -> None:
         """Take it up where an earlier coordinator left it: without members; shards have yet to say where they stand."""
         self._rounds = Rounds(
             len(self._fleet.shards),
-            self._spec,
+            self._plateaus.in_effect,
             last=self._store.last_decision,
             attempt=self._store.next_attempt(),
             away=range(len(self._fleet.shards)),
@@ -176,13 +178,26 @@ class Run:
             self.tell(events.MemberJoined(seat.member))
         return seat
 
-    def renew(self, member: Member, metrics: dict[str, float]) -> RoundId:
-        """Keep a membership alive; the attempt that wants the member's next contribution."""
+    def renew(
+        self, member: Member, metrics: dict[str, float], observed: Sequence[float] = (), observed_before: int = 0
+    ) -> RoundId:
+        """Keep a membership alive; the attempt that wants the member's next contribution.
+
+        Args:
+            member: whose.
+            metrics: to show.
+            observed: what schedules are to be told, oldest first.
+            observed_before: how many observations of this membership came before these.
+        """
         rounds = self._going_rounds()
         seat = self._membership.renew(member, self._clocks.steady())
         check_metrics({**seat.metrics, **metrics})
         seat.metrics |= metrics
         self._reports.add(member.worker, metrics)
+        new = self._membership.observe(seat, observed, observed_before)
+        if self._plateaus.observe(new):
+            self._store.write_plateaus(self._plateaus.to_bytes())
+            self.tell(events.PolicyChanged(self._plateaus.in_effect))
         return rounds.first_round_of(member)
 
     def leave(self, member: Member, contributed: RoundId | None) -> None:
@@ -215,7 +230,10 @@ class Run:
         prepared.spec.CopyFrom(message)
         self._write(dataclasses.replace(self.record, prepared=prepared))
         self._spec = spec
-        self.tell(events.PolicyChanged(spec))
+        rated = range(len(spec.groups)) if request.HasField("rate") else ()
+        self._plateaus.change(spec, [request.rate.group] if request.rate.HasField("group") else rated)
+        self._store.write_plateaus(self._plateaus.to_bytes())
+        self.tell(events.PolicyChanged(self._plateaus.in_effect))
 
     def watching(self) -> AbstractContextManager[AsyncIterator[coordinator_pb2.WatchRunResponse]]:
         return self._watchers.watching()
@@ -261,7 +279,7 @@ class Run:
             status=self.status,
             step=self.step,
             round=convert.id_to_proto(at),
-            rates=decision.rates(self._spec, self.step),
+            rates=decision.rates(self._plateaus.in_effect, self.step),
             workers=map(_worker_state, self._membership.seats),
             bytes=self.record.state_bytes,
             created_at=timestamp(self.record.created_at),

@@ -1,7 +1,8 @@
-"""Schedules that cycle the momentum, through the wire."""
+"""Schedules that are more than a rate by step, through the wire: with a momentum, or with metrics."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -50,3 +51,20 @@ def test_a_live_run_takes_a_cycle_only_with_buffers_for_it(client: stepd.Client,
     plain.update(schedule=stepd.OneCycle(0.1, 10, cycle_momentum=False))
     with_momentum = client.create_run(f"{name}-1", params, optimizer=stepd.SGD(0.1, momentum=0.9))
     with_momentum.update(schedule=stepd.OneCycle(0.1, 10))
+
+
+def test_a_rate_falls_when_reports_do_not_get_better(client: stepd.Client, name: str) -> None:
+    """Each report counts, however fast they come."""
+    schedule = stepd.ReduceOnPlateau(patience=2, factor=0.5)
+    params = {"w": np.zeros(3, np.float32)}
+    run = client.create_run(name, params, optimizer=stepd.SGD(0.4), schedule=schedule)
+    with run.join() as worker:
+        for loss in (1.0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5):  # bad from the third on: reduced at the fifth, the eighth
+            worker.report(loss=loss, accuracy=0.5)
+        deadline = time.monotonic() + 10
+        while run.get_lr() != [0.1] and time.monotonic() < deadline:
+            time.sleep(0.05)
+        result = worker.step({"w": np.ones(3, np.float32)})
+        assert result.lr == [0.1]
+        run.set_lr(0.3)
+        assert run.get_lr() == [0.3]
