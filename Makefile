@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP_FLAGS := --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint format types proto proto-check bench clean
+.PHONY: help setup demo test check lint format types proto proto-check bench bench-rules clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ proto-check: $(PROTO_VENV)/.installed ## fail if client/stepd/v1 is not what pro
 
 bench: $(VENV)/.runtime ## time a step beside bare gRPC and a plain server
 	$(BIN)/python bench/step.py $(ARGS)
+
+bench-rules: $(VENV)/.runtime ## time every rule, beside torch if it is installed
+	$(BIN)/python bench/rules.py $(ARGS)
 
 clean: ## remove environments, caches and builds
 	rm -rf $(VENV) $(PROTO_VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

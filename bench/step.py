@@ -2,7 +2,7 @@
 
     python bench/step.py [--steps 15] [--json]
 
-25M float32 parameters (100 MB) in 58 tensors, AdamW, clip by the global norm, W workers and S shards, every worker and
+25M float32 parameters (100 MB) in 44 tensors, AdamW, clip by the global norm, W workers and S shards, every worker and
 server a process of its own. In the same run:
 
 (a) bare:   the same bytes over bare gRPC streams, 1 MiB raw messages there and back, W clients and S servers that do

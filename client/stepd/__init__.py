@@ -1,5 +1,6 @@
 """stepd: a training run's parameters and optimizer state on servers, so that workers need only compute gradients."""
 
+from stepd.averages import EMA, SWA
 from stepd.channel import TLS
 from stepd.client import Client, connect
 from stepd.errors import (
@@ -79,9 +80,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ASGD",
+    "EMA",
     "LAMB",
     "LARS",
     "SGD",
+    "SWA",
     "TLS",
     "Adadelta",
     "Adafactor",

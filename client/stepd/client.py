@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
+from stepd.averages import Average
 from stepd.channel import TLS
 from stepd.creating import create, create_or_find
 from stepd.definitions import check_run_name
@@ -91,7 +92,7 @@ class Client:
         sync: Sync | None = None,
         on_nonfinite: OnNonfinite = "skip",
         wire: str = "float32",
-        average: None = None,
+        average: Average | None = None,
         missing: Missing = "skip",
         exist_ok: bool = False,
     ) -> Run:
@@ -106,7 +107,7 @@ class Client:
             sync: how a step gathers contributions; None is Sync().
             on_nonfinite: what becomes of a step with a gradient that is not finite: "skip", "quarantine" or "error".
             wire: encoding of gradients; "float32" in this version (float64 runs send float64).
-            average: not in this version.
+            average: of the parameters, kept on the servers for `run.pull(averaged=True)`: EMA, SWA or None.
             missing: what becomes of a contribution that leaves parameters out: "skip" or "error".
             exist_ok: give the run of that name if there is one with the same parameters. Any number of workers may
                 call this at once: one of them creates the run, the others wait for it.
@@ -118,8 +119,6 @@ class Client:
         """
         if wire != "float32":
             refuse("create_run", "wire", wire, '"float32", the only encoding of this version')
-        if average is not None:
-            refuse("create_run", "average", average, "None: this version keeps no averages")
         spec, masters = define_run(
             name,
             params,
@@ -129,6 +128,7 @@ class Client:
             sync=sync,
             on_nonfinite=on_nonfinite,
             missing=missing,
+            average=average,
         )
         opening = create_or_find if exist_ok else create
         return Run(self._session, *self._session.run(opening(self._session, spec, masters)))

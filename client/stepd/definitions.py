@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from stepd import limits
+from stepd.averages import Average
 from stepd.errors import DtypeMismatch, OverlappingGroups, ResourceExhausted
 from stepd.policies import Clip, Missing, OnNonfinite, Sync
 from stepd.rules import Rule
@@ -30,6 +31,10 @@ DType: TypeAlias = np.dtype[Any]
 DTYPES: Final[tuple[DType, ...]] = tuple(map(np.dtype, (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)))
 DTYPE_NAMES: Final = ", ".join(dtype.name for dtype in DTYPES)
 _RUN_NAME: Final = re.compile(rf"[A-Za-z0-9_][A-Za-z0-9_-]{{0,{limits.RUN_NAME_CHARS_MAX - 1}}}")
+
+
+# Of runs without a schedule. Made once: making settings checks them, and every step asks.
+_CONSTANT: Final = Constant()
 
 
 def check_run_name(name: object) -> str:
@@ -118,6 +123,7 @@ class RunSpec(Settings):
         sync: how a step gathers contributions.
         on_nonfinite: what becomes of a round with a NaN or an infinity.
         missing: what becomes of a contribution that leaves parameters out.
+        average: of the parameters, kept beside them. None: none.
     """
 
     name: str
@@ -128,6 +134,7 @@ class RunSpec(Settings):
     sync: Sync = field(default_factory=Sync)
     on_nonfinite: OnNonfinite = "skip"
     missing: Missing = "skip"
+    average: Average | None = None
 
     def check(self) -> None:
         super().check()
@@ -177,7 +184,7 @@ class RunSpec(Settings):
 
     def schedule_of(self, group: int) -> Schedule:
         """The schedule that a group follows."""
-        return self.groups[group].schedule or self.schedule or Constant()
+        return self.groups[group].schedule or self.schedule or _CONSTANT
 
 
 def master_dtype(dtypes: Iterable[DType]) -> DType:

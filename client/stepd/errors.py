@@ -206,6 +206,7 @@ ERROR_TABLE: Final[dict[str, type[StepdError]]] = {
     "RUN_LOST": FailedPrecondition,  # a shard lost its part of the run
     "NOT_A_MEMBER": FailedPrecondition,  # the membership has ended or its lease ran out
     "RATE_FIXED": FailedPrecondition,  # the schedule gives a rate that does not depend on the group's
+    "NO_AVERAGE": FailedPrecondition,  # averages were asked for, and neither the run nor its rules keep any
     "TRANSPORT_UNAVAILABLE": FailedPrecondition,
     "NONFINITE_GRADIENT": NonFiniteGradient,
     "RESOURCE_EXHAUSTED": ResourceExhausted,

@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from stepd.arrays import DTYPE_OF, check_finite, read_array, to_master
+from stepd.averages import Average
 from stepd.definitions import (
     GroupSpec,
     ParameterSpec,
@@ -91,6 +92,7 @@ def define_run(
     sync: Sync | None = None,
     on_nonfinite: OnNonfinite = "skip",
     missing: Missing = "skip",
+    average: Average | None = None,
 ) -> tuple[run_pb2.RunSpec, list[Array]]:
     """A run's spec and its initial parameters by id, from the arguments of `Client.create_run`.
 
@@ -124,6 +126,7 @@ def define_run(
         sync=_sync(thing, sync),
         on_nonfinite=on_nonfinite,
         missing=missing,
+        average=_average(thing, average),
     )
     message = run_to_proto(spec)
     dtype = spec.master  # asks all parameters
@@ -163,6 +166,12 @@ def _clip(thing: str, clip: object) -> Clip | None:
     if clip is not None and not isinstance(clip, AnyClip):
         refuse(thing, "clip", clip, "stepd.ClipNorm, ClipValue, Clip or None")
     return None if clip is None else Clip.of(clip)
+
+
+def _average(thing: str, average: object) -> Average | None:
+    if average is not None and not isinstance(average, Average):
+        refuse(thing, "average", average, "stepd.EMA, stepd.SWA or None")
+    return average
 
 
 def _sync(thing: str, sync: object) -> Sync:

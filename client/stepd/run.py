@@ -10,7 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from stepd import specs
 from stepd.buffers import Array
-from stepd.errors import InvalidArgument, NotFound
+from stepd.errors import NotFound
 from stepd.export import write_safetensors
 from stepd.info import RunInfo
 from stepd.limits import LEASE_S_MAX, LEASE_S_MIN
@@ -90,8 +90,13 @@ class Run:
         """Read the parameters as they are, all of one version.
 
         Args:
-            averaged: not in this version.
+            averaged: their averages instead: what `create_run(average=...)` keeps, or else what rules such as
+                ScheduleFreeAdamW and ASGD do (parameters of other rules are given as they are). Until the first step
+                that counts they are the parameters.
             dtype: cast all to it; None gives each its own.
+
+        Raises:
+            FailedPrecondition: NO_AVERAGE: neither the run nor any of its rules keeps averages.
         """
         return self._read(averaged=averaged, dtype=dtype)[0]
 
@@ -160,15 +165,10 @@ class Run:
 
     def _read(self, *, averaged: bool, dtype: Any) -> tuple[dict[str, Array], int]:
         """The parameters and their step."""
-        if averaged is not False:
-            raise InvalidArgument(
-                f"pull: this version keeps no averages: averaged must be False, got {averaged!r}",
-                field="averaged",
-                expected=False,
-                given=averaged,
-            )
+        if not isinstance(averaged, bool):
+            refuse("pull", "averaged", averaged, "True or False")
         wanted = Reading(self._streams.plan, self._streams.table, None).want(dtype=dtype)
-        headers = self._session.run(self._streams.pull_now(wanted.picture, wanted.regions))
+        headers = self._session.run(self._streams.pull_now(wanted.picture, wanted.regions, averaged=averaged))
         return wanted.arrays(), next(header.step for header in headers.values())
 
 

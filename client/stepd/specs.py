@@ -12,6 +12,7 @@ from dataclasses import fields
 from typing import Any, Final, TypeAlias, TypeVar
 
 from stepd import limits
+from stepd.averages import EMA, SWA, Average
 from stepd.definitions import DTYPES, DType, GroupSpec, ParameterSpec, RunSpec, master_dtype
 from stepd.errors import DtypeMismatch, InvalidArgument, ResourceExhausted
 from stepd.policies import AnyClip, Clip, ClipNorm, ClipValue, Sync
@@ -28,6 +29,8 @@ __all__ = [
     "RunSpec",
     "Schedule",
     "Sync",
+    "average_from_proto",
+    "average_to_proto",
     "clip_from_proto",
     "clip_to_proto",
     "dtype_from_proto",
@@ -196,6 +199,21 @@ def sync_from_proto(message: run_pb2.SyncSpec) -> Sync:
     )
 
 
+def average_to_proto(average: Average) -> run_pb2.AverageSpec:
+    if isinstance(average, EMA):
+        return run_pb2.AverageSpec(exponential=run_pb2.ExponentialAverage(decay=average.decay))
+    return run_pb2.AverageSpec(equal=run_pb2.EqualAverage(start=average.start, every=average.every))
+
+
+def average_from_proto(message: run_pb2.AverageSpec) -> Average:
+    held = message.WhichOneof("average")
+    if held == "exponential":
+        return EMA(message.exponential.decay)
+    elif held != "equal":
+        refuse("run", "average", held, "exponential or equal")
+    return SWA(message.equal.start, message.equal.every)
+
+
 def _word(words: Mapping[str, int], thing: str, field: str, number: int) -> Any:
     """The word of an enum's number. Any: it is one of the Literal that the field takes."""
     word = next((word for word, its_number in words.items() if number == its_number), None)
@@ -237,6 +255,7 @@ def run_to_proto(run: RunSpec) -> run_pb2.RunSpec:
         sync=sync_to_proto(run.sync),
         on_nonfinite=_ON_NONFINITE[run.on_nonfinite],
         missing=_MISSING[run.missing],
+        average=average_to_proto(run.average) if run.average else None,
     )
     if (given := message.ByteSize()) > _SPEC_BYTES_MAX:
         raise ResourceExhausted(
@@ -260,6 +279,7 @@ def run_from_proto(message: run_pb2.RunSpec) -> RunSpec:
         sync=sync_from_proto(message.sync),
         on_nonfinite=_word(_ON_NONFINITE, thing, "on_nonfinite", message.on_nonfinite),
         missing=_word(_MISSING, thing, "missing", message.missing),
+        average=average_from_proto(message.average) if message.HasField("average") else None,
     )
 
 

@@ -212,14 +212,15 @@ class RunStreams:
         member: round_pb2.Member | None = None,
         *,
         after: int | None = None,
+        averaged: bool = False,
     ) -> Any:
         """The parameters as they are, of one version on all shards; not before round `after` is decided.
 
         Gives the headers by shard.
         """
-        plain = shard_pb2.PullRequest(run=self.run, member=member, round=after)
+        plain = shard_pb2.PullRequest(run=self.run, member=member, round=after, averaged=averaged)
         headers = await self.pull_all(plain, picture, regions, _ignore)
-        return await self.agree(headers, picture, regions, member)
+        return await self.agree(headers, picture, regions, member, averaged=averaged)
 
     async def pull_all(
         self, request: shard_pb2.PullRequest, picture: Picture, regions: Sequence[Array], on_header: OnHeader
@@ -239,6 +240,8 @@ class RunStreams:
         picture: Picture,
         regions: Sequence[Array],
         member: round_pb2.Member | None = None,
+        *,
+        averaged: bool = False,
     ) -> dict[int, shard_pb2.PullHeader]:
         """Pull again from shards that gave an older version than others, until all gave the same."""
         patience = self.session.patience(f"reading one version of run {self.run!r}")
@@ -248,7 +251,7 @@ class RunStreams:
             patience.begin()
 
             def again(shard: int, step: int = newest) -> Any:
-                request = shard_pb2.PullRequest(run=self.run, member=member, step=step)
+                request = shard_pb2.PullRequest(run=self.run, member=member, step=step, averaged=averaged)
                 return self.pull(shard, request, picture, regions, _ignore)
 
             try:
@@ -257,7 +260,7 @@ class RunStreams:
             except Aborted as error:
                 # The fleet went on meanwhile: from the beginning, with the versions there are now.
                 await asyncio.sleep(patience.pause(error))
-                plain = shard_pb2.PullRequest(run=self.run, member=member)
+                plain = shard_pb2.PullRequest(run=self.run, member=member, averaged=averaged)
                 headers = await self.pull_all(plain, picture, regions, _ignore)
         return headers
 

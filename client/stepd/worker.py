@@ -114,8 +114,9 @@ class Worker:
             NonFiniteGradient: somebody's gradient was not finite, and the run was created with on_nonfinite="error".
         """
         with self._lock:
+            number = _weight(weight)  # first: a wrong one must not cost what was accumulated
             arrays, own = self._gradient(grads)
-            contribution = Contribution.of(arrays, _weight(weight))
+            contribution = Contribution.of(arrays, number)
             wanted = self._reading.want()
             try:
                 settled = self._session.run(

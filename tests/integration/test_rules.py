@@ -24,6 +24,8 @@ from tests.reference.rule_cases import OTHER_CASES, TORCH_CASES
 Fleets = Callable[[int], stepd.LocalFleet]
 
 SHARDS = (1, 3)
+# The first test of a dtype trains all of its cases, twice.
+pytestmark = pytest.mark.timeout(240)
 
 
 def _large() -> dict[str, Case]:

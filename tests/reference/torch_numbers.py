@@ -1,5 +1,5 @@
-"""Makes torch_2_13.npz, torch_rules_2_13.npz and torch_schedules_2_13.npz: what torch makes of the cases beside this
-file.
+"""Makes torch_2_13.npz, torch_rules_2_13.npz, torch_averages_2_13.npz and torch_schedules_2_13.npz: what torch makes of
+the cases beside this file.
 
     python -m venv venv && venv/bin/pip install torch==2.13.0 numpy
     PYTHONPATH=. venv/bin/python -m tests.reference.torch_numbers
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
 from tests.reference.cases import CASES, STEPS, STORED, Case, gradient, initial, sample
 from tests.reference.rule_cases import TORCH_CASES, TORCH_STORED
+from tests.reference.torch_averages import average_numbers
 from tests.reference.torch_schedules import schedule_numbers
 
 WANTED = "2.13.0"
@@ -33,6 +34,7 @@ def main() -> None:
     torch.set_num_threads(1)  # the order of sums does not depend on the machine
     save(STORED, numbers(CASES.values()))
     save(TORCH_STORED, numbers(TORCH_CASES.values()))
+    save(*average_numbers(run))
     save(*schedule_numbers())
 
 
@@ -80,7 +82,9 @@ class _Uncast(torch.Tensor):
         return self.clone()
 
 
-def run(case: Case) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+def run(
+    case: Case, after: Callable[[int, dict[str, torch.nn.Parameter]], None] = lambda step, params: None
+) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
     params = {name: torch.nn.Parameter(torch.from_numpy(np.array(value))) for name, value in initial(case).items()}
     groups = [{"params": [params[name] for name in group.names], **group.options} for group in case.all_groups()]
     optimizer = getattr(torch.optim, case.rule)(groups, **case.options)
@@ -96,6 +100,7 @@ def run(case: Case) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
         optimizer.step()
         if scheduler:
             scheduler.step()
+        after(step + 1, params)
     return {name: param.detach().numpy() for name, param in params.items()}, np.array(rates), np.array(norms)
 
 

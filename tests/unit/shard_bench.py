@@ -139,14 +139,22 @@ class Fleet:
         return await asyncio.gather(*(shard.finish(decision) for shard in self.shards))
 
     async def step(
-        self, *grads: Arrays, round: int = 0, lr: float = 1.0, momentum: float | None = None, **gathering: Any
+        self,
+        *grads: Arrays,
+        round: int = 0,
+        lr: float = 1.0,
+        clip_scale: float = 1.0,
+        applied: int | None = None,
+        momentum: float | None = None,
+        **gathering: Any,
     ) -> list[Any]:
         """One whole round in which every worker contributes and the step is applied; gives the shards' sums."""
         gathered = asyncio.create_task(self.gather(range(len(grads)), round, **gathering))
         await asyncio.sleep(0)
         await asyncio.gather(*(self.push(g, rank, round) for rank, g in enumerate(grads)))
         sums = await gathered
-        decision = apply(round, lr, members=len(grads), momentum=momentum)
+        decision = apply(round, lr, members=len(grads), step=applied, clip_scale=clip_scale, momentum=momentum)
+        decision.groups.extend([decision.groups[0]] * (len(self.spec.groups) - 1))
         if self.rule.reach is Reach.LAYERWISE:
             decision.norms.extend(norms(await self.measure(decision)))
         await self.finish(decision)

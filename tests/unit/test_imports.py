@@ -21,6 +21,7 @@ OWN = {name: path for name, path in SOURCES.items() if not name.startswith("step
 # A trailing dot means a whole package.
 PURE = (
     "stepd.arrays",
+    "stepd.averages",
     "stepd.buffers",
     "stepd.chart",
     "stepd.definitions",

@@ -302,3 +302,9 @@ def test_impossible_arguments_are_refused(make: object, message: str) -> None:
     """The error names the schedule, the field, what it must be and what was given."""
     with pytest.raises(InvalidArgument, match=f"^{message}"):
         make()
+
+
+def test_a_chain_goes_on_from_next_to_nothing() -> None:
+    """The share of the rate before has no place in a double; the rate is a number all the same."""
+    chain = Chained((FromList((5e-324, 1.0)),))
+    assert chain.rate(1, 0.5) == 0.5

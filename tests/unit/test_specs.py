@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stepd import limits, specs
+from stepd.averages import EMA, SWA
 from stepd.definitions import DTYPES, GroupSpec, ParameterSpec, RunSpec
 from stepd.errors import DtypeMismatch, InvalidArgument, OverlappingGroups, ResourceExhausted, StepdError
 from stepd.policies import Clip, ClipNorm, ClipValue, Sync
@@ -83,6 +84,7 @@ syncs = st.builds(
     reduce=st.sampled_from(["mean", "sum", "weighted"]),
     deterministic=st.booleans(),
 )
+averages = st.one_of(st.builds(EMA, fraction), st.builds(SWA, st.integers(0, 1 << 52), steps))
 groups = st.builds(GroupSpec, optimizers, schedule=st.none() | schedules, clip=st.none() | clips.map(Clip.of))
 printable = st.characters(exclude_categories=["C", "Z"])
 names = st.text(printable, min_size=1, max_size=8)
@@ -108,6 +110,7 @@ def runs(draw: st.DrawFn) -> RunSpec:
         sync=draw(syncs),
         on_nonfinite=draw(st.sampled_from(["skip", "quarantine", "error"])),
         missing=draw(st.sampled_from(["skip", "error"])),
+        average=draw(st.none() | averages),
     )
 
 

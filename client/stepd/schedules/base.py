@@ -61,8 +61,8 @@ class Schedule(Settings, ABC):
             before: of the rate in the step before; at step 0 Line(1, 0), the group's own rate.
         """
         now, own = self.line(step), self.line(step - 1) if step else Line(1.0, 0.0)
-        if own.slope:
-            share = now.slope / own.slope
+        share = now.slope / own.slope if own.slope else math.inf
+        if math.isfinite(share):  # not where the schedule was at 0, or next to it
             return Line(share * before.slope, share * (before.offset - own.offset) + now.offset)
         return Line(before.slope + now.slope, before.offset + now.offset - own.offset)
 

@@ -149,6 +149,28 @@ class SyncSpec(_message.Message):
     deterministic: bool
     def __init__(self, workers: _Optional[int] = ..., reduction: _Optional[_Union[Reduction, str]] = ..., deterministic: bool = ...) -> None: ...
 
+class AverageSpec(_message.Message):
+    __slots__ = ("exponential", "equal")
+    EXPONENTIAL_FIELD_NUMBER: _ClassVar[int]
+    EQUAL_FIELD_NUMBER: _ClassVar[int]
+    exponential: ExponentialAverage
+    equal: EqualAverage
+    def __init__(self, exponential: _Optional[_Union[ExponentialAverage, _Mapping]] = ..., equal: _Optional[_Union[EqualAverage, _Mapping]] = ...) -> None: ...
+
+class ExponentialAverage(_message.Message):
+    __slots__ = ("decay",)
+    DECAY_FIELD_NUMBER: _ClassVar[int]
+    decay: float
+    def __init__(self, decay: _Optional[float] = ...) -> None: ...
+
+class EqualAverage(_message.Message):
+    __slots__ = ("start", "every")
+    START_FIELD_NUMBER: _ClassVar[int]
+    EVERY_FIELD_NUMBER: _ClassVar[int]
+    start: int
+    every: int
+    def __init__(self, start: _Optional[int] = ..., every: _Optional[int] = ...) -> None: ...
+
 class GroupSpec(_message.Message):
     __slots__ = ("optimizer", "schedule", "clip")
     OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
@@ -160,7 +182,7 @@ class GroupSpec(_message.Message):
     def __init__(self, optimizer: _Optional[_Union[OptimizerSpec, _Mapping]] = ..., schedule: _Optional[_Union[ScheduleSpec, _Mapping]] = ..., clip: _Optional[_Union[ClipSpec, _Mapping]] = ...) -> None: ...
 
 class RunSpec(_message.Message):
-    __slots__ = ("name", "parameters", "groups", "schedule", "clip", "sync", "on_nonfinite", "missing")
+    __slots__ = ("name", "parameters", "groups", "schedule", "clip", "sync", "on_nonfinite", "missing", "average")
     NAME_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     GROUPS_FIELD_NUMBER: _ClassVar[int]
@@ -169,6 +191,7 @@ class RunSpec(_message.Message):
     SYNC_FIELD_NUMBER: _ClassVar[int]
     ON_NONFINITE_FIELD_NUMBER: _ClassVar[int]
     MISSING_FIELD_NUMBER: _ClassVar[int]
+    AVERAGE_FIELD_NUMBER: _ClassVar[int]
     name: str
     parameters: _containers.RepeatedCompositeFieldContainer[ParameterSpec]
     groups: _containers.RepeatedCompositeFieldContainer[GroupSpec]
@@ -177,7 +200,8 @@ class RunSpec(_message.Message):
     sync: SyncSpec
     on_nonfinite: NonfinitePolicy
     missing: MissingPolicy
-    def __init__(self, name: _Optional[str] = ..., parameters: _Optional[_Iterable[_Union[ParameterSpec, _Mapping]]] = ..., groups: _Optional[_Iterable[_Union[GroupSpec, _Mapping]]] = ..., schedule: _Optional[_Union[ScheduleSpec, _Mapping]] = ..., clip: _Optional[_Union[ClipSpec, _Mapping]] = ..., sync: _Optional[_Union[SyncSpec, _Mapping]] = ..., on_nonfinite: _Optional[_Union[NonfinitePolicy, str]] = ..., missing: _Optional[_Union[MissingPolicy, str]] = ...) -> None: ...
+    average: AverageSpec
+    def __init__(self, name: _Optional[str] = ..., parameters: _Optional[_Iterable[_Union[ParameterSpec, _Mapping]]] = ..., groups: _Optional[_Iterable[_Union[GroupSpec, _Mapping]]] = ..., schedule: _Optional[_Union[ScheduleSpec, _Mapping]] = ..., clip: _Optional[_Union[ClipSpec, _Mapping]] = ..., sync: _Optional[_Union[SyncSpec, _Mapping]] = ..., on_nonfinite: _Optional[_Union[NonfinitePolicy, str]] = ..., missing: _Optional[_Union[MissingPolicy, str]] = ..., average: _Optional[_Union[AverageSpec, _Mapping]] = ...) -> None: ...
 
 class Slice(_message.Message):
     __slots__ = ("parameter", "start", "count")

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from stepd.v1 import round_pb2 as stepd_dot_v1_dot_round__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14stepd/v1/shard.proto\x12\x08stepd.v1\x1a\x14stepd/v1/round.proto\"%\n\x05\x43hunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"%\n\x05Range\x12\r\n\x05start\x18\x01 \x01(\x04\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\"#\n\x14LoadParametersHeader\x12\x0b\n\x03run\x18\x01 \x01(\t\"v\n\x15LoadParametersRequest\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32\x1e.stepd.v1.LoadParametersHeaderH\x00\x12 \n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x0f.stepd.v1.ChunkH\x00\x42\t\n\x07message\"\x18\n\x16LoadParametersResponse\"\x8b\x01\n\nPushHeader\x12\x0b\n\x03run\x18\x01 \x01(\t\x12 \n\x06member\x18\x02 \x01(\x0b\x32\x10.stepd.v1.Member\x12\x1d\n\x02id\x18\x03 \x01(\x0b\x32\x11.stepd.v1.RoundId\x12\x0e\n\x06weight\x18\x04 \x01(\x01\x12\x1f\n\x06ranges\x18\x05 \x03(\x0b\x32\x0f.stepd.v1.Range\"b\n\x0bPushRequest\x12&\n\x06header\x18\x01 \x01(\x0b\x32\x14.stepd.v1.PushHeaderH\x00\x12 \n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x0f.stepd.v1.ChunkH\x00\x42\t\n\x07message\"d\n\x0cPushResponse\x12\'\n\x06status\x18\x01 \x01(\x0e\x32\x17.stepd.v1.ReceiptStatus\x12\x1d\n\x02id\x18\x02 \x01(\x0b\x32\x11.stepd.v1.RoundId\x12\x0c\n\x04step\x18\x03 \x01(\x04\"\xb9\x01\n\x0bPullRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x12\n\x05round\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12 \n\x06member\x18\x03 \x01(\x0b\x32\x10.stepd.v1.Member\x12\x1f\n\x06ranges\x18\x04 \x03(\x0b\x32\x0f.stepd.v1.Range\x12\x14\n\x07\x61ttempt\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x11\n\x04step\x18\x06 \x01(\x04H\x02\x88\x01\x01\x42\x08\n\x06_roundB\n\n\x08_attemptB\x07\n\x05_step\"O\n\nPullHeader\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12$\n\x08\x64\x65\x63ision\x18\x03 \x01(\x0b\x32\x12.stepd.v1.Decision\"c\n\x0cPullResponse\x12&\n\x06header\x18\x01 \x01(\x0b\x32\x14.stepd.v1.PullHeaderH\x00\x12 \n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x0f.stepd.v1.ChunkH\x00\x42\t\n\x07message*\xbd\x01\n\rReceiptStatus\x12\x1e\n\x1aRECEIPT_STATUS_UNSPECIFIED\x10\x00\x12\x1b\n\x17RECEIPT_STATUS_ACCEPTED\x10\x01\x12\x1c\n\x18RECEIPT_STATUS_DUPLICATE\x10\x02\x12\x17\n\x13RECEIPT_STATUS_LATE\x10\x03\x12\x18\n\x14RECEIPT_STATUS_STALE\x10\x04\x12\x1e\n\x1aRECEIPT_STATUS_QUARANTINED\x10\x05\x32\xd0\x01\n\x05Shard\x12U\n\x0eLoadParameters\x12\x1f.stepd.v1.LoadParametersRequest\x1a .stepd.v1.LoadParametersResponse(\x01\x12\x37\n\x04Push\x12\x15.stepd.v1.PushRequest\x1a\x16.stepd.v1.PushResponse(\x01\x12\x37\n\x04Pull\x12\x15.stepd.v1.PullRequest\x1a\x16.stepd.v1.PullResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14stepd/v1/shard.proto\x12\x08stepd.v1\x1a\x14stepd/v1/round.proto\"%\n\x05\x43hunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"%\n\x05Range\x12\r\n\x05start\x18\x01 \x01(\x04\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\"#\n\x14LoadParametersHeader\x12\x0b\n\x03run\x18\x01 \x01(\t\"v\n\x15LoadParametersRequest\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32\x1e.stepd.v1.LoadParametersHeaderH\x00\x12 \n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x0f.stepd.v1.ChunkH\x00\x42\t\n\x07message\"\x18\n\x16LoadParametersResponse\"\x8b\x01\n\nPushHeader\x12\x0b\n\x03run\x18\x01 \x01(\t\x12 \n\x06member\x18\x02 \x01(\x0b\x32\x10.stepd.v1.Member\x12\x1d\n\x02id\x18\x03 \x01(\x0b\x32\x11.stepd.v1.RoundId\x12\x0e\n\x06weight\x18\x04 \x01(\x01\x12\x1f\n\x06ranges\x18\x05 \x03(\x0b\x32\x0f.stepd.v1.Range\"b\n\x0bPushRequest\x12&\n\x06header\x18\x01 \x01(\x0b\x32\x14.stepd.v1.PushHeaderH\x00\x12 \n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x0f.stepd.v1.ChunkH\x00\x42\t\n\x07message\"d\n\x0cPushResponse\x12\'\n\x06status\x18\x01 \x01(\x0e\x32\x17.stepd.v1.ReceiptStatus\x12\x1d\n\x02id\x18\x02 \x01(\x0b\x32\x11.stepd.v1.RoundId\x12\x0c\n\x04step\x18\x03 \x01(\x04\"\xcb\x01\n\x0bPullRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x12\n\x05round\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12 \n\x06member\x18\x03 \x01(\x0b\x32\x10.stepd.v1.Member\x12\x1f\n\x06ranges\x18\x04 \x03(\x0b\x32\x0f.stepd.v1.Range\x12\x14\n\x07\x61ttempt\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x11\n\x04step\x18\x06 \x01(\x04H\x02\x88\x01\x01\x12\x10\n\x08\x61veraged\x18( \x01(\x08\x42\x08\n\x06_roundB\n\n\x08_attemptB\x07\n\x05_step\"O\n\nPullHeader\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12$\n\x08\x64\x65\x63ision\x18\x03 \x01(\x0b\x32\x12.stepd.v1.Decision\"c\n\x0cPullResponse\x12&\n\x06header\x18\x01 \x01(\x0b\x32\x14.stepd.v1.PullHeaderH\x00\x12 \n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x0f.stepd.v1.ChunkH\x00\x42\t\n\x07message*\xbd\x01\n\rReceiptStatus\x12\x1e\n\x1aRECEIPT_STATUS_UNSPECIFIED\x10\x00\x12\x1b\n\x17RECEIPT_STATUS_ACCEPTED\x10\x01\x12\x1c\n\x18RECEIPT_STATUS_DUPLICATE\x10\x02\x12\x17\n\x13RECEIPT_STATUS_LATE\x10\x03\x12\x18\n\x14RECEIPT_STATUS_STALE\x10\x04\x12\x1e\n\x1aRECEIPT_STATUS_QUARANTINED\x10\x05\x32\xd0\x01\n\x05Shard\x12U\n\x0eLoadParameters\x12\x1f.stepd.v1.LoadParametersRequest\x1a .stepd.v1.LoadParametersResponse(\x01\x12\x37\n\x04Push\x12\x15.stepd.v1.PushRequest\x1a\x16.stepd.v1.PushResponse(\x01\x12\x37\n\x04Pull\x12\x15.stepd.v1.PullRequest\x1a\x16.stepd.v1.PullResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'stepd.v1.shard_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RECEIPTSTATUS']._serialized_start=1032
-  _globals['_RECEIPTSTATUS']._serialized_end=1221
+  _globals['_RECEIPTSTATUS']._serialized_start=1050
+  _globals['_RECEIPTSTATUS']._serialized_end=1239
   _globals['_CHUNK']._serialized_start=56
   _globals['_CHUNK']._serialized_end=93
   _globals['_RANGE']._serialized_start=95
@@ -51,11 +51,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PUSHRESPONSE']._serialized_start=559
   _globals['_PUSHRESPONSE']._serialized_end=659
   _globals['_PULLREQUEST']._serialized_start=662
-  _globals['_PULLREQUEST']._serialized_end=847
-  _globals['_PULLHEADER']._serialized_start=849
-  _globals['_PULLHEADER']._serialized_end=928
-  _globals['_PULLRESPONSE']._serialized_start=930
-  _globals['_PULLRESPONSE']._serialized_end=1029
-  _globals['_SHARD']._serialized_start=1224
-  _globals['_SHARD']._serialized_end=1432
+  _globals['_PULLREQUEST']._serialized_end=865
+  _globals['_PULLHEADER']._serialized_start=867
+  _globals['_PULLHEADER']._serialized_end=946
+  _globals['_PULLRESPONSE']._serialized_start=948
+  _globals['_PULLRESPONSE']._serialized_end=1047
+  _globals['_SHARD']._serialized_start=1242
+  _globals['_SHARD']._serialized_end=1450
 # @@protoc_insertion_point(module_scope)

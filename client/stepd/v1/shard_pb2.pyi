@@ -90,20 +90,22 @@ class PushResponse(_message.Message):
     def __init__(self, status: _Optional[_Union[ReceiptStatus, str]] = ..., id: _Optional[_Union[_round_pb2.RoundId, _Mapping]] = ..., step: _Optional[int] = ...) -> None: ...
 
 class PullRequest(_message.Message):
-    __slots__ = ("run", "round", "member", "ranges", "attempt", "step")
+    __slots__ = ("run", "round", "member", "ranges", "attempt", "step", "averaged")
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     MEMBER_FIELD_NUMBER: _ClassVar[int]
     RANGES_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
+    AVERAGED_FIELD_NUMBER: _ClassVar[int]
     run: str
     round: int
     member: _round_pb2.Member
     ranges: _containers.RepeatedCompositeFieldContainer[Range]
     attempt: int
     step: int
-    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., member: _Optional[_Union[_round_pb2.Member, _Mapping]] = ..., ranges: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., attempt: _Optional[int] = ..., step: _Optional[int] = ...) -> None: ...
+    averaged: bool
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., member: _Optional[_Union[_round_pb2.Member, _Mapping]] = ..., ranges: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., attempt: _Optional[int] = ..., step: _Optional[int] = ..., averaged: bool = ...) -> None: ...
 
 class PullHeader(_message.Message):
     __slots__ = ("step", "round", "decision")

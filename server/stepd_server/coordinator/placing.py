@@ -12,8 +12,9 @@ __all__ = ["place"]
 def place(spec: RunSpec, shards: int) -> tuple[tuple[Slice, ...], ...]:
     """The slices of each shard."""
     itemsize = spec.master.itemsize
-    # A parameter, its buffers and its place in the accumulator.
-    costs = [itemsize * (2 + len(group.optimizer.buffers())) for group in spec.groups]
+    # A parameter, its place in the accumulator, its average and its buffers.
+    common = 3 if spec.average else 2
+    costs = [itemsize * (common + len(group.optimizer.buffers())) for group in spec.groups]
     whole = {
         id_: itemsize * _elements_of_whole(spec, parameter)
         for id_, parameter in enumerate(spec.parameters)
@@ -25,5 +26,6 @@ def place(spec: RunSpec, shards: int) -> tuple[tuple[Slice, ...], ...]:
 
 def _elements_of_whole(spec: RunSpec, parameter: ParameterSpec) -> int:
     """What a tensor that is not cut costs in all: its rule's buffers may have sizes of their own."""
+    common = 3 if spec.average else 2
     buffers = spec.groups[parameter.group].optimizer.buffers()
-    return 2 * parameter.size + sum(buffer.size(parameter.shape) for buffer in buffers) if parameter.size else 0
+    return common * parameter.size + sum(buffer.size(parameter.shape) for buffer in buffers) if parameter.size else 0

@@ -12,7 +12,8 @@ from stepd.rules import Block, Moment, Reach, Rule
 from stepd.rules.base import Array
 from stepd.v1 import round_pb2
 from stepd_server.shard.arena import Arena
-from stepd_server.shard.plan import Span
+from stepd_server.shard.averaging import Averaging
+from stepd_server.shard.plan import Bools, Span
 from stepd_server.shard.scratch import Scratch
 from stepd_server.shard.sums import Shaping
 
@@ -67,6 +68,7 @@ class Step:
             for group, rates in zip(arena.piece.groups, decision.groups, strict=True)
         ]
         self._norms = {norms.parameter: (norms.first, norms.second) for norms in decision.norms}
+        self._averaging = Averaging(arena, decision.step)
         self._advanced: dict[int, tuple[float, ...]] = {}
 
     def turns(self, spans: Sequence[Span]) -> Iterator[Turn]:
@@ -103,14 +105,20 @@ class Step:
             return self._groups[span.group].rule.measure(self._block(span), self._moment(span))
 
     def update(self, spans: Sequence[Span]) -> None:
-        """Update parameters and buffers."""
+        """Update parameters and buffers, and the run's average."""
         # Here and not around all turns: it belongs to a thread and a task.
         with np.errstate(all="ignore"):
             for span in spans:
                 rule, at = self._groups[span.group].rule, self._moment(span)
-                rule.update(self._block(span), at)
+                block = self._block(span)
+                rule.update(block, at)
+                self._averaging.add(span.start, span.stop, block.g)
                 if at.scalars:
                     self._advanced[span.slice] = rule.advance(at)
+
+    def average_untouched(self, touched: Bools) -> Iterator[None]:
+        """Average what the step has left as it is, with pauses, at the very end."""
+        return self._averaging.add_untouched(touched)
 
     def finish(self) -> None:
         """Write the scalars, once all spans are updated: all blocks of a tensor go by those from before the step."""

@@ -6,6 +6,7 @@ updates         for each slice, how often its parameter was updated (torch's sta
 scalars         for each slice, what else its rule keeps for its parameter: a row as long as the longest of any rule
 parameters      the masters, flat
 accumulator     the gradient of the round, flat
+averaged        the run's average of the parameters, flat, if it keeps one; zeros until the first step that counts
 G.NAME          buffer NAME of group G's rule, flat over the group's stretch, or tensor by tensor if its size is its own
 """
 
@@ -37,6 +38,7 @@ class Field(IntEnum):
     INTENT = 1  # rounds whose applying has begun: one more than ROUND while a step is under way
     ROUND = 2  # rounds finished
     STEP = 3  # steps applied
+    AVERAGED = 4  # steps that have gone into the average
 
 
 class Arena:
@@ -54,6 +56,9 @@ class Arena:
             self._scalars = _map(folder / "scalars", len(piece.slices) * piece.scalars, np.dtype("<f8"))
             self.parameters: Array = _map(folder / "parameters", piece.size, piece.dtype)
             self.accumulator: Array = _map(folder / "accumulator", piece.size, piece.dtype)
+            self.averaged: Array | None = None
+            if piece.average is not None:
+                self.averaged = _map(folder / "averaged", piece.size, piece.dtype)
             self.buffers: tuple[tuple[Array, ...], ...] = tuple(
                 tuple(
                     _map(folder / f"{index}.{buffer.name}", size, piece.dtype)
@@ -73,7 +78,7 @@ class Arena:
 
     @property
     def bytes(self) -> int:
-        """Bytes of parameters, buffers and accumulator."""
+        """Bytes of parameters, average, buffers and accumulator."""
         return _bytes_needed(self.piece)
 
     @property
@@ -87,6 +92,15 @@ class Arena:
     @property
     def step(self) -> int:
         return int(self.journal[Field.STEP])
+
+    @property
+    def averaged_steps(self) -> int:
+        """Steps that have gone into the average."""
+        return int(self.journal[Field.AVERAGED])
+
+    @averaged_steps.setter
+    def averaged_steps(self, count: int) -> None:
+        self.journal[Field.AVERAGED] = count
 
     @property
     def torn(self) -> bool:
@@ -137,7 +151,8 @@ def read_prepared(folder: Path) -> shard_control_pb2.PrepareRunRequest | None:
 
 
 def _bytes_needed(piece: Piece) -> int:
-    arrays = 2 * piece.size + sum(sum(group.buffer_sizes) for group in piece.groups)
+    flat = 3 if piece.average else 2
+    arrays = flat * piece.size + sum(sum(group.buffer_sizes) for group in piece.groups)
     return arrays * piece.dtype.itemsize
 
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from stepd.averages import Average
 from stepd.errors import InvalidArgument
 from stepd.layout import Slice, flat_starts, slices_of
 from stepd.rules import Reach, Rule, Shape
-from stepd.specs import optimizer_from_proto
+from stepd.specs import average_from_proto, optimizer_from_proto
 from stepd.v1 import run_pb2
 
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
@@ -126,6 +127,11 @@ class Piece:
         return tuple(pieces)
 
     @cached_property
+    def average(self) -> Average | None:
+        """The run's average of its parameters."""
+        return average_from_proto(self.spec.average) if self.spec.HasField("average") else None
+
+    @cached_property
     def scalars(self) -> int:
         """The most scalars that a rule keeps for a parameter."""
         return max((len(group.rule.scalars()) for group in self.groups), default=0)
@@ -196,3 +202,8 @@ class Piece:
                 blocks = np.arange(0, stop - span.start, self.block)
                 joined.append(Span(span.start, stop, span.group, span.slice, blocks))
         return joined
+
+
+def chunked(ranges: list[tuple[int, int]], size: int) -> list[tuple[int, int]]:
+    """Ranges in pieces of so many elements."""
+    return [(a, min(a + size, stop)) for start, stop in ranges for a in range(start, stop, size)]

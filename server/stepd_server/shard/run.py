@@ -10,14 +10,16 @@ from functools import partial
 import numpy as np
 
 from stepd import wire
-from stepd.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound, StepdError, Unavailable
-from stepd.limits import CHUNK_BYTES, READER_GRACE_S, WAIT_S
+from stepd.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from stepd.limits import BLOCK_ELEMENTS, CHUNK_BYTES, READER_GRACE_S, WAIT_S
 from stepd.rules.base import Array
 from stepd.v1 import round_pb2, shard_control_pb2, shard_pb2
 from stepd_server.shard.applying import Step, without_norms
 from stepd_server.shard.arena import Arena
-from stepd_server.shard.gathering import Contribution, Gathering, as_array, key_of, members_text, restarted
+from stepd_server.shard.averaging import averaged, check_averages
+from stepd_server.shard.gathering import Contribution, Gathering, as_array, cut_short, key_of, members_text, restarted
 from stepd_server.shard.measuring import Measuring
+from stepd_server.shard.plan import chunked
 from stepd_server.shard.scratch import Scratch
 from stepd_server.shard.signal import Signal
 
@@ -72,7 +74,7 @@ class ShardRun:
             self.arena.parameters[at : at + count] = data
             at += count
         if at != piece.size:
-            raise _cut_short(at, piece.size)
+            raise cut_short(at, piece.size)
         self._loaded = at
 
     def seal(self) -> None:
@@ -107,7 +109,7 @@ class ShardRun:
             data = as_array(chunk.data, dtype)
             await self._add(gathering, contribution, data, at)
         if at != size:
-            raise _cut_short(at, size)
+            raise cut_short(at, size)
         self._check_current(gathering)
         if not contribution.whole:
             gathering.finish(contribution)
@@ -204,11 +206,10 @@ class ShardRun:
         """Find the norms of tensors that a decision lacks."""
         self._check_alive()
         gathering = self._gathering
-        if gathering is not None and gathering.id > (draft.id.round, draft.id.attempt):
+        if gathering and gathering.id > (draft.id.round, draft.id.attempt):
             raise restarted(self.name, *gathering.id)
         self._check_decision(draft)
-        assert gathering is not None
-        assert gathering.spans is not None
+        assert gathering and gathering.spans is not None  # noqa: PT018
         step = Step(self.arena, gathering.shaping, draft, self._scratch)
         measuring = Measuring(self.arena.piece, step, gathering.spans)
         for _ in measuring.turns():
@@ -270,10 +271,9 @@ class ShardRun:
         self._decision = without_norms(decision)
         self.arena.begin()
         self._changed.notify()
-        # In turns with the streams and not in a thread of its own: a thread would ask for the interpreter lock some
-        # fifteen times a block, and wait for the streams' use of it each time (measured: three times as long).
-        # A tensor that a rule sees whole can take seconds in one piece, nearly all of it without that lock: there a
-        # thread costs little, and streams, leases and the shard's heartbeat go on.
+        # In turns with the streams and not in a thread: that would ask for the interpreter lock some fifteen times a
+        # block, and wait for the streams' use of it each time. A tensor that a rule sees whole can take seconds, nearly
+        # all without that lock: there a thread costs little, and streams and the heartbeat go on.
         for turn in step.turns(gathering.spans):
             if turn.long:
                 await asyncio.to_thread(step.update, turn.spans)
@@ -284,11 +284,17 @@ class ShardRun:
             await asyncio.sleep(0)
         step.finish()
         self.arena.updates[gathering.touched] += 1
+        self._applied_to = self.arena.piece.size
+        self._changed.notify()
+        for _ in step.average_untouched(gathering.touched):
+            await asyncio.sleep(0)
 
     # --- Parameters ---------------------------------------------------------------------------------------------
 
     async def pull(self, request: shard_pb2.PullRequest) -> AsyncGenerator[bytes, None]:
-        """Stream one version of the parameters."""
+        """Stream one version of the parameters, or of their averages."""
+        if request.averaged:
+            check_averages(self.arena.piece)
         await self._wait(lambda: self._has_version(request), request.round if request.HasField("round") else None)
         # From here to the first yield nothing else runs: the version cannot change before the reader is known.
         reader = Reader()
@@ -301,14 +307,15 @@ class ShardRun:
             if request.ranges:
                 self.arena.piece.covered(ranges)
             yield wire.encode_header(shard_pb2.PullResponse, header)
-            content = self.arena.parameters.view(np.uint8).data
-            itemsize = self.arena.piece.dtype.itemsize
-            for start, stop in self._chunks(ranges):
-                if not self._is_final(stop):
-                    await self._changed.until(partial(self._is_final, stop))
+            # Averages that a rule has to be asked for are made a block at a time.
+            size = CHUNK_BYTES // self.arena.piece.dtype.itemsize
+            for start, stop in chunked(ranges, min(size, BLOCK_ELEMENTS) if request.averaged else size):
+                # What a step leaves as it is is averaged last.
+                await self._until_final(None if request.averaged else stop)
                 if reader.cut:
                     raise self._version_passed(step)
-                yield wire.encode_chunk(start, (stop - start) * itemsize, [content[start * itemsize : stop * itemsize]])
+                content = averaged(self.arena, start, stop) if request.averaged else self.arena.parameters[start:stop]
+                yield wire.encode_chunk(start, content.nbytes, [content.view(np.uint8).data])
         finally:
             self._readers.discard(reader)
             self._changed.notify()
@@ -332,13 +339,14 @@ class ShardRun:
             return step == request.step
         return True
 
-    def _chunks(self, ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        size = CHUNK_BYTES // self.arena.piece.dtype.itemsize
-        return [(a, min(a + size, stop)) for start, stop in ranges for a in range(start, stop, size)]
+    async def _until_final(self, stop: int | None) -> None:
+        """Wait until parameters are final up to an element; None: until no step is under way."""
+        if not self._is_final(stop):
+            await self._changed.until(partial(self._is_final, stop))
 
-    def _is_final(self, stop: int) -> bool:
+    def _is_final(self, stop: int | None) -> bool:
         self._check_alive()
-        return self._applied_to is None or self._applied_to >= stop
+        return self._applied_to is None or (stop is not None and self._applied_to >= stop)
 
     def _version_passed(self, asked: int) -> Aborted:
         present = self._decision.step if self._applied_to is not None and self._decision else self.arena.step
@@ -390,9 +398,3 @@ class ShardRun:
             await asyncio.wait([self._finishing])
         self.closed = True
         self._changed.notify()
-
-
-def _cut_short(at: int, size: int) -> StepdError:
-    return InvalidArgument(
-        f"the stream ended after {at} of {size} elements", reason="BAD_CHUNK", expected=size, given=at
-    )
