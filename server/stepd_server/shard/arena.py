@@ -34,6 +34,10 @@ from stepd_server.shard.plan import Piece
 _POPULATE = getattr(mmap, "MAP_POPULATE", 0)
 
 
+# What the system says when there is no memory, or no room on a disk.
+_NO_ROOM = (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT)
+
+
 class Field(IntEnum):
     """Where each number stands in the journal; each is one aligned 8-byte store."""
 
@@ -59,7 +63,6 @@ class Arena:
         self.piece = piece
         self._prepared = prepared
         self.run_id = prepared.run_id
-        self._prepared = prepared
         folder.mkdir(parents=True, exist_ok=True)
         try:
             self.journal = _map(folder / "journal", len(Field), np.dtype("<i8"))
@@ -82,7 +85,7 @@ class Arena:
         except OSError as error:
             if not staged:
                 self.remove()
-            if error.errno not in (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT):
+            if error.errno not in _NO_ROOM:
                 raise
             raise ResourceExhausted(
                 f"no room for run {piece.spec.name!r}: its piece needs {_bytes_needed(piece)} bytes in {folder.parent}",
@@ -173,8 +176,8 @@ class Arena:
         prepared.CopyFrom(self._prepared)
         del prepared.spec.groups[:]
         prepared.spec.groups.extend(groups)
-        write_whole(self.folder / "run.pb", prepared.SerializeToString())
         self._prepared = prepared
+        self.write_prepared()
         self.piece = replace(self.piece, spec=prepared.spec)
 
     def beside(self, name: str, size: int) -> Array:
@@ -183,7 +186,7 @@ class Arena:
             return _map(self.folder / name, size, self.piece.dtype)
         except OSError as error:
             (self.folder / name).unlink(missing_ok=True)
-            if error.errno not in (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT):
+            if error.errno not in _NO_ROOM:
                 raise
             needed = size * self.piece.dtype.itemsize
             raise ResourceExhausted(

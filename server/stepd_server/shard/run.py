@@ -329,7 +329,7 @@ class ShardRun:
         if request.HasField("step"):
             step = self._present_step
             if step > request.step:
-                raise version_passed(self.name, request.step, self._present_step)
+                raise version_passed(self.name, request.step, step)
             return step == request.step and self._rests_for(request)
         return self._rests_for(request)
 

@@ -29,6 +29,7 @@ from stepd.settings import refuse
 from stepd.v1 import shard_control_pb2, shard_pb2
 from stepd_server.shard.arena import Arena, write_whole
 from stepd_server.shard.gathering import as_array
+from stepd_server.shard.loading import cut_short
 from stepd_server.shard.signal import Signal
 
 # Elements that are copied between two looks at what else there is to do.
@@ -158,12 +159,7 @@ class Staging:
             data[at : at + count] = values
             at += count
         if at != data.size:
-            raise InvalidArgument(
-                f"the stream ended after {at} of {data.size} elements",
-                reason="BAD_CHUNK",
-                expected=data.size,
-                given=at,
-            )
+            raise cut_short(at, data.size)
 
     def _check(self, header: shard_pb2.StageStateHeader) -> None:
         piece = self._arena.piece
