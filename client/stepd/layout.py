@@ -3,18 +3,22 @@
 All tensors are thought of as laid end to end in the order of their ids and cut into as many pieces as there are shards,
 of equal bytes. A cut falls only between blocks: multiples of a fixed number of elements within each tensor. So every
 block lies whole on one shard, whatever the number of shards, and what is computed by block is the same everywhere.
+A tensor whose rule must see it whole is not cut at all.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Final, NamedTuple
 
 from stepd.limits import BLOCK_ELEMENTS
 from stepd.v1 import run_pb2
+
+_NONE: Final[Mapping[int, int]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, order=True)
@@ -38,7 +42,12 @@ class Cut(NamedTuple):
 
 
 def lay_out(
-    sizes: Sequence[int], element_bytes: Sequence[int], shards: int, *, block: int = BLOCK_ELEMENTS
+    sizes: Sequence[int],
+    element_bytes: Sequence[int],
+    shards: int,
+    *,
+    block: int = BLOCK_ELEMENTS,
+    whole: Mapping[int, int] = _NONE,
 ) -> tuple[tuple[Slice, ...], ...]:
     """Divide tensors among shards.
 
@@ -47,28 +56,40 @@ def lay_out(
         element_bytes: what one element costs a shard, by id: its parameter, buffers and accumulator.
         shards: how many pieces to make. A piece may be empty when there are fewer blocks than shards.
         block: tensors are cut only at multiples of this.
+        whole: tensors that are not cut, by id, with what they cost a shard in all, in place of `element_bytes`.
 
     Returns:
-        For each shard its slices in order. Pieces differ from an equal share by less than one block.
+        For each shard its slices in order. Pieces differ from an equal share by less than the largest block, or the
+        largest tensor that is not cut.
     """
-    ends = list(accumulate(size * cost for size, cost in zip(sizes, element_bytes, strict=True)))
+    each = zip(sizes, element_bytes, strict=True)
+    ends = list(accumulate(whole.get(id_, size * cost) for id_, (size, cost) in enumerate(each)))
     total = ends[-1] if ends else 0
     last = Cut(len(sizes), 0)
-    inner = (_nearest_cut(total * i // shards, sizes, element_bytes, ends, block) for i in range(1, shards))
+    inner = (_nearest_cut(total * i // shards, sizes, element_bytes, ends, block, whole) for i in range(1, shards))
     cuts = [Cut(0, 0), *inner, last]
     return tuple(tuple(_between(a, b, sizes)) for a, b in pairwise(cuts))
 
 
-def _nearest_cut(at_byte: int, sizes: Sequence[int], element_bytes: Sequence[int], ends: list[int], block: int) -> Cut:
+def _nearest_cut(
+    at_byte: int,
+    sizes: Sequence[int],
+    element_bytes: Sequence[int],
+    ends: list[int],
+    block: int,
+    whole: Mapping[int, int],
+) -> Cut:
     """The place between blocks that is nearest to a byte of the tensors laid end to end."""
     tensor = bisect_right(ends, at_byte)
     if tensor == len(sizes):
         return Cut(len(sizes), 0)
     begin = ends[tensor - 1] if tensor else 0
-    step = block * element_bytes[tensor]
-    below = (at_byte - begin) // step
-    low, high = below * block, min((below + 1) * block, sizes[tensor])
     into = at_byte - begin
+    if tensor in whole:
+        return Cut(tensor if into <= ends[tensor] - at_byte else tensor + 1, 0)
+    step = block * element_bytes[tensor]
+    below = into // step
+    low, high = below * block, min((below + 1) * block, sizes[tensor])
     nearest = low if into - low * element_bytes[tensor] <= high * element_bytes[tensor] - into else high
     return Cut(tensor + 1, 0) if nearest == sizes[tensor] else Cut(tensor, nearest)
 

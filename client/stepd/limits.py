@@ -10,6 +10,9 @@ MIB: Final = 1024 * KIB
 # Elements in a block: the unit in which tensors are split, rules are applied and sums are rounded. 256 KiB of float32:
 # a block with its buffers and scratch stays in the second-level cache, and NumPy's cost for each call is small.
 BLOCK_ELEMENTS: Final = 64 * KIB
+# Elements of a tensor whose rule must see it whole (Muon, Adafactor): it lies on one shard, and an update takes scratch
+# of its size. With seven arrays of this, which is what Muon needs, a shard is at 7 GiB of float32.
+WHOLE_ELEMENTS_MAX: Final = 1 << 28
 
 # --- Wire -------------------------------------------------------------------------------------------------------
 
@@ -69,3 +72,5 @@ UPDATES_MAX: Final = 1 << 53
 WATCH_EVENTS_MAX: Final = 1024
 METRICS_MAX: Final = 64
 METRIC_NAME_CHARS_MAX: Final = 64
+# Reported values that a schedule has yet to be told, kept while the coordinator is away; then the oldest are dropped.
+OBSERVATIONS_MAX: Final = 1024

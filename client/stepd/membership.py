@@ -13,6 +13,7 @@ import grpc
 
 from stepd.errors import FailedPrecondition, NotFound, StepdError
 from stepd.limits import LEASE_RENEWALS
+from stepd.observations import Observations
 from stepd.retry import passes
 from stepd.session import Session
 from stepd.status import from_rpc_error
@@ -56,6 +57,7 @@ class Membership:
         self._every = lease / LEASE_RENEWALS
         self._on_round = on_round
         self._metrics: dict[str, float] = {}
+        self._observed = Observations()
         self._wake = asyncio.Event()
         self._ended: StepdError | None = None
         self._end = asyncio.Event()
@@ -91,6 +93,7 @@ class Membership:
 
         def add() -> None:
             self._metrics |= metrics
+            self._observed.add(metrics)
             self._wake.set()
 
         self._session.loop.post(add)
@@ -116,7 +119,7 @@ class Membership:
         request = coordinator_pb2.LeaveRunRequest(run=self.run, member=self.member, contributed=contributed)
         with contextlib.suppress(StepdError, TimeoutError):
             async with asyncio.timeout(LEAVE_S):
-                if self._metrics:
+                if self._metrics or self._observed.waiting:
                     await self._session.ask("RenewLease", self._renewal(self._metrics))
                 await self._session.ask("LeaveRun", request)
 
@@ -128,7 +131,7 @@ class Membership:
                 # Woken to report: not sooner than REPORT_S after the last renewal.
                 await asyncio.sleep(min(pause, sent_at + REPORT_S - time.monotonic()))
             self._wake.clear()
-            metrics = dict(self._metrics)
+            metrics, sent = dict(self._metrics), self._observed.end
             sent_at = time.monotonic()
             try:
                 answer = await self._session.coordinator.RenewLease(
@@ -142,12 +145,19 @@ class Membership:
                 pause = min(self._every, AGAIN_S)
             else:
                 pause = self._every
+                self._observed.drop_to(sent)
                 # Kept until they have arrived; what was reported meanwhile is yet to be sent.
                 self._metrics = {name: value for name, value in self._metrics.items() if value is not metrics.get(name)}
                 self._on_round(answer.round)
 
     def _renewal(self, metrics: dict[str, float]) -> Any:
-        return coordinator_pb2.RenewLeaseRequest(run=self.run, member=self.member, metrics=metrics)
+        return coordinator_pb2.RenewLeaseRequest(
+            run=self.run,
+            member=self.member,
+            metrics=metrics,
+            observed=self._observed.waiting,
+            observed_before=self._observed.before,
+        )
 
     def _finish(self, error: StepdError) -> None:
         if self._ended is None:

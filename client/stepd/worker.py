@@ -219,7 +219,12 @@ class Worker:
     # --- Membership ---------------------------------------------------------------------------------------------
 
     def report(self, **metrics: float) -> None:
-        """Show numbers, such as a loss, to whoever watches the run. Returns at once."""
+        """Show numbers, such as a loss, to whoever watches the run. Returns at once.
+
+        With the schedule `ReduceOnPlateau` each report is what `scheduler.step(metric)` is in torch. The metric is
+        "loss", or the only one of the first report that has but one. It takes effect within about a second. Of the
+        workers that report, the one with the lowest rank counts.
+        """
         if len(metrics) > METRICS_MAX:
             refuse("report", "metrics", len(metrics), f"at most {METRICS_MAX}")
         numbers = {}

@@ -12,7 +12,7 @@ import numpy as np
 
 from stepd import wire
 from stepd.layout import lay_out, slices_of, to_proto
-from stepd.rules import SGD, Rule
+from stepd.rules import SGD, Reach, Rule
 from stepd.specs import optimizer_to_proto
 from stepd.v1 import round_pb2, run_pb2, shard_control_pb2, shard_pb2
 from stepd_server.exact import ExactSum
@@ -61,7 +61,10 @@ class Fleet:
     def __init__(self, folder: Path, params: Arrays, rule: Rule = SGD(lr=1.0), shards: int = 1, **fields: Any) -> None:  # noqa: B008
         self.params = params
         self.spec = spec_of(params, rule, **fields)
-        pieces = lay_out([a.size for a in params.values()], [16] * len(params), shards, block=BLOCK)
+        sizes = [a.size for a in params.values()]
+        whole = {id_: 16 * size for id_, size in enumerate(sizes) if rule.reach is Reach.WHOLE}
+        pieces = lay_out(sizes, [16] * len(params), shards, block=BLOCK, whole=whole)
+        self.rule = rule
         self.layout = to_proto(pieces, ["x:1"] * shards, self.spec.parameters[0].dtype, BLOCK)
         self.folder = folder
         self.shards = [self.open(i) for i in range(shards)]
@@ -152,6 +155,7 @@ class Fleet:
         lr: float = 1.0,
         clip_scale: float = 1.0,
         applied: int | None = None,
+        momentum: float | None = None,
         **gathering: Any,
     ) -> list[Any]:
         """One whole round in which every worker contributes and the step is applied; gives the shards' sums."""
@@ -159,10 +163,17 @@ class Fleet:
         await asyncio.sleep(0)
         await asyncio.gather(*(self.push(g, rank, round) for rank, g in enumerate(grads)))
         sums = await gathered
-        decision = apply(round, lr, members=len(grads), step=applied, clip_scale=clip_scale)
+        decision = apply(round, lr, members=len(grads), step=applied, clip_scale=clip_scale, momentum=momentum)
         decision.groups.extend([decision.groups[0]] * (len(self.spec.groups) - 1))
+        if self.rule.reach is Reach.LAYERWISE:
+            decision.norms.extend(norms(await self.measure(decision)))
         await self.finish(decision)
         return sums
+
+    async def measure(self, draft: round_pb2.Decision) -> list[shard_control_pb2.TensorSums]:
+        """What all shards find of the norms of tensors."""
+        answers = await asyncio.gather(*(shard.measure(draft) for shard in self.shards))
+        return [sums for messages in answers for message in messages for sums in message.sums]
 
     async def pull(self, **request: Any) -> dict[str, np.ndarray[Any, Any]]:
         """All parameters."""
@@ -193,7 +204,7 @@ def apply(round: int, lr: float = 1.0, members: int = 1, step: int | None = None
         id=round_pb2.RoundId(round=round, attempt=fields.pop("attempt", 0)),
         outcome=fields.pop("outcome", round_pb2.OUTCOME_APPLIED),
         step=round + 1 if step is None else step,
-        groups=[round_pb2.GroupRates(lr=lr, clip_scale=1.0)],
+        groups=[round_pb2.GroupRates(lr=lr, clip_scale=1.0, momentum=fields.pop("momentum", None))],
         clip_scale=fields.pop("clip_scale", 1.0),
         members=[member(rank) for rank in range(members)],
         **fields,
@@ -203,3 +214,16 @@ def apply(round: int, lr: float = 1.0, members: int = 1, step: int | None = None
 def norm(sums: Sequence[round_pb2.GatheredSums]) -> float:
     """The 2-norm that the sums of all shards make."""
     return math.sqrt(ExactSum.of(ExactSum.from_proto(p.powers) for s in sums for p in s.run_norms).total())
+
+
+def norms(sums: Sequence[shard_control_pb2.TensorSums]) -> list[round_pb2.TensorNorms]:
+    """The norms of tensors that the sums of all shards make."""
+    found: dict[int, tuple[ExactSum, ExactSum]] = {}
+    for part in sums:
+        first, second = found.setdefault(part.parameter, (ExactSum(), ExactSum()))
+        first.merge(ExactSum.from_proto(part.first))
+        second.merge(ExactSum.from_proto(part.second))
+    return [
+        round_pb2.TensorNorms(parameter=id_, first=math.sqrt(a.total()), second=math.sqrt(b.total()))
+        for id_, (a, b) in found.items()
+    ]

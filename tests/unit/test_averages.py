@@ -127,7 +127,7 @@ def test_the_bits_are_those_of_one_process(
 @pytest.mark.parametrize("shards", [1, 3])
 def test_rules_that_average_are_asked(tmp_path: Path, rule: Rule, shards: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the run keeps no average: each parameter by its own number of updates, which may be none."""
-    monkeypatch.setattr("stepd_server.shard.run.BLOCK_ELEMENTS", 30)  # parts of tensors, and several at once
+    monkeypatch.setattr("stepd_server.shard.pulling.BLOCK_ELEMENTS", 30)  # parts of tensors, and several at once
 
     async def scenario() -> None:
         fleet = Fleet(tmp_path, arrays(0), rule, shards=shards)
@@ -215,7 +215,7 @@ def test_a_slow_reader_of_averages_keeps_its_version_or_is_sent_away(
 ) -> None:
     """As of parameters."""
     monkeypatch.setattr("stepd_server.shard.run.READER_GRACE_S", 0.05)
-    monkeypatch.setattr("stepd_server.shard.run.CHUNK_BYTES", 4 * BLOCK)
+    monkeypatch.setattr("stepd_server.shard.pulling.CHUNK_BYTES", 4 * BLOCK)
 
     async def scenario() -> None:
         fleet = Fleet(tmp_path, arrays(0), average=specs.average_to_proto(EMA(0.9)))

@@ -6,31 +6,59 @@ import numpy as np
 import pytest
 
 from stepd.definitions import GroupSpec, ParameterSpec, RunSpec
-from stepd.errors import InvalidArgument
-from stepd.rules import LAMB, LARS, SGD, Adafactor, AdamW, Muon, Rule
-from stepd.schedules import OneCycle, ReduceOnPlateau, Schedule
+from stepd.errors import InvalidArgument, ResourceExhausted
+from stepd.limits import WHOLE_ELEMENTS_MAX
+from stepd.rules import LAMB, LARS, SGD, Adafactor, Adagrad, AdamW, Muon, RMSprop, Rule, ScheduleFreeAdamW
+from stepd.schedules import Constant, Cyclic, OneCycle, Schedule, Sequential
 from stepd_server.coordinator.abilities import check_trainable
+from stepd_server.coordinator.cycling import cycled
 
 
-def spec(rule: Rule, schedule: Schedule | None = None) -> RunSpec:
-    parameter = ParameterSpec("w", (4, 4), np.dtype(np.float32))
+def spec(rule: Rule, schedule: Schedule | None = None, shape: tuple[int, ...] = (4, 4)) -> RunSpec:
+    parameter = ParameterSpec("w", shape, np.dtype(np.float32))
     return RunSpec("run", (parameter,), (GroupSpec(rule),), schedule)
 
 
-@pytest.mark.parametrize("rule", [LARS(lr=0.1), LAMB(), Muon(), Adafactor()], ids=lambda rule: type(rule).__name__)
-def test_rules_that_see_more_than_an_element_are_refused(rule: Rule) -> None:
-    """A raw client could name them; updating blocks by them would give wrong numbers in silence."""
-    with pytest.raises(InvalidArgument, match=f"each element by itself, got {type(rule).__name__}"):
-        check_trainable(spec(rule))
+@pytest.mark.parametrize("rule", [SGD(), LARS(lr=0.1), LAMB(), Muon(), Adafactor()], ids=lambda r: type(r).__name__)
+def test_rules_of_every_reach_are_taken(rule: Rule) -> None:
+    check_trainable(spec(rule))
 
 
-@pytest.mark.parametrize("schedule", [OneCycle(0.1, 100), ReduceOnPlateau()], ids=lambda s: type(s).__name__)
-def test_schedules_that_need_more_than_the_step_are_refused(schedule: Schedule) -> None:
-    """Momentum that is cycled, and metrics."""
-    with pytest.raises(InvalidArgument, match=f"of the step alone .* got {type(schedule).__name__}"):
-        check_trainable(spec(AdamW(), schedule))
+def test_a_parameter_that_its_rule_cannot_update_is_refused() -> None:
+    """Muon takes matrices only."""
+    with pytest.raises(InvalidArgument, match="parameter 'w': Muon updates matrices only"):
+        check_trainable(spec(Muon(), shape=(4,)))
 
 
-def test_the_rest_is_taken() -> None:
-    """Elementwise rules and schedules of the step."""
-    check_trainable(spec(SGD(lr=0.1)))
+def test_a_tensor_too_large_for_one_shard_is_refused() -> None:
+    """Where its rule must see it whole; by name, with its size and the limit. Others may be as large as they like."""
+    shape = (WHOLE_ELEMENTS_MAX, 2)
+    check_trainable(spec(AdamW(), shape=shape))
+    check_trainable(spec(Adafactor(), shape=(WHOLE_ELEMENTS_MAX, 1)))
+    with pytest.raises(
+        ResourceExhausted, match=f"parameter 'w': Muon sees .* {2**28} elements, got {2**29};"
+    ) as caught:
+        check_trainable(spec(Muon(), shape=shape))
+    assert caught.value.details["parameter"] == "w"
+
+
+@pytest.mark.parametrize("schedule", [OneCycle(0.1, 100), Cyclic(0.1, 0.2)], ids=lambda s: type(s).__name__)
+def test_a_run_begins_with_the_momentum_of_its_schedule(schedule: Schedule) -> None:
+    """So that rules that were given none have buffers for it."""
+    rules = [cycled(spec(rule, schedule)).groups[0].optimizer for rule in (SGD(), RMSprop(), AdamW())]
+    momentum = schedule.momentum(0)
+    assert rules == [SGD(momentum=momentum), RMSprop(momentum=momentum), AdamW(betas=(momentum, 0.999))]
+    for rule in rules:
+        check_trainable(spec(rule, schedule))
+
+
+def test_a_rule_that_cannot_follow_its_schedule_is_refused() -> None:
+    """One without momentum, without buffers for it, or one that some momentum of the cycle does not suit."""
+    with pytest.raises(InvalidArgument, match="Adagrad has neither momentum nor betas"):
+        check_trainable(spec(Adagrad(), OneCycle(0.1, 100)))
+    later = Sequential((Constant(), OneCycle(0.1, 100)), (10,))
+    with pytest.raises(InvalidArgument, match="Sequential cycles the momentum, and SGD was given none"):
+        check_trainable(cycled(spec(SGD(), later)))
+    with pytest.raises(InvalidArgument, match=r"betas\[0\] must be in \(0, 1\)"):
+        check_trainable(cycled(spec(ScheduleFreeAdamW(), Cyclic(0.1, 0.2, base_momentum=0))))
+    check_trainable(cycled(spec(Adagrad(), OneCycle(0.1, 100, cycle_momentum=False))))

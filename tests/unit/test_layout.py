@@ -88,3 +88,33 @@ def test_flat_starts_are_where_slices_begin() -> None:
     """One more number than slices: the last is the size of the flat space."""
     assert flat_starts([Slice(0, 0, 5), Slice(2, 16, 3)]) == [0, 5, 8]
     assert flat_starts([]) == [0]
+
+
+@st.composite
+def models_with_wholes(draw: st.DrawFn) -> tuple[list[int], list[int], dict[int, int]]:
+    sizes, costs = draw(models())
+    whole = {id_: draw(st.integers(size, 40 * size)) for id_, size in enumerate(sizes) if draw(st.booleans())}
+    return sizes, costs, whole
+
+
+@given(models_with_wholes(), st.integers(1, 9))
+def test_a_tensor_that_must_be_whole_lies_on_one_shard(
+    model: tuple[list[int], list[int], dict[int, int]], shards: int
+) -> None:
+    """And everything else holds: all elements once, in order; pieces differ from an equal share by less than what may
+    not be cut."""
+    sizes, costs, whole = model
+    pieces = lay_out(sizes, costs, shards, block=BLOCK, whole=whole)
+    at = [(p, e) for p, size in enumerate(sizes) for e in range(size)]
+    assert [(s.parameter, e) for piece in pieces for s in piece for e in range(s.start, s.stop)] == at
+    slices = [s for piece in pieces for s in piece]
+    assert all((s.start, s.count) == (0, sizes[s.parameter]) for s in slices if s.parameter in whole)
+    assert all(s.start % BLOCK == 0 and s.count for s in slices)
+
+    def cost(s: Slice) -> int:
+        return whole.get(s.parameter, s.count * costs[s.parameter])
+
+    share = sum(map(cost, slices)) / shards
+    uncut = [whole.get(id_, min(size, BLOCK) * costs[id_]) for id_, size in enumerate(sizes)]
+    for piece in pieces:
+        assert abs(sum(map(cost, piece)) - share) <= max(uncut, default=0) + 1

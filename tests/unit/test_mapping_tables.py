@@ -1,7 +1,4 @@
-"""The tables of docs/from-*.md: every name of ours in them exists, every row has a test that exists.
-
-A row with a dagger names what servers do not carry out yet, and has a dash for a test if there is nothing to test.
-"""
+"""The tables of docs/from-*.md: every name of ours in them exists, every row has a test that exists."""
 
 from __future__ import annotations
 
@@ -16,29 +13,16 @@ from typing import Any, NamedTuple
 import pytest
 
 import stepd
-from stepd import rules, schedules
 from stepd.rules import Rule
 from stepd.schedules import Schedule
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "docs" / f"from-{library}.md" for library in ("torch", "optax", "others")]
-DAGGER = "†"
 OWNERS: dict[str, Any] = {
     "client": stepd.Client,
     "run": stepd.Run,
     "worker": stepd.Worker,
     "result": stepd.StepResult,
-}
-
-# What is missing from the library today. Whoever adds one takes it out here, and its dagger off the pages.
-NOT_YET = {
-    "stepd.Adafactor",
-    "stepd.Cyclic",
-    "stepd.LAMB",
-    "stepd.LARS",
-    "stepd.Muon",
-    "stepd.OneCycle",
-    "stepd.ReduceOnPlateau",
 }
 
 # torch 2.13's own lists: torch.optim, lr_scheduler, swa_utils and the public methods of Optimizer.
@@ -108,15 +92,7 @@ def test_a_page_has_rows(page: Path) -> None:
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.page.stem}: {row.theirs}")
 def test_every_name_exists(row: Row) -> None:
-    missing = {name for name in names_in(row.text) if not exists(name)}
-    assert missing <= NOT_YET
-    if missing:
-        assert DAGGER in row.text, f"{missing} must be marked"
-
-
-def test_what_is_not_there_yet_only_gets_less() -> None:
-    arrived = {name for name in NOT_YET if exists(name)}
-    assert not arrived, "take them out of NOT_YET, and the daggers off their rows in docs/from-*.md"
+    assert {name for name in names_in(row.text) if not exists(name)} == set()
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.page.stem}: {row.theirs}")
@@ -127,43 +103,29 @@ def test_every_call_has_arguments_that_exist(row: Row) -> None:
         assert isinstance(call, ast.Call)
         assert isinstance(call.func, ast.Attribute)
         target = named(ast.unparse(call.func))
-        if target is None:
-            continue
         parameters = inspect.signature(target).parameters
         accepts_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         keywords = {keyword.arg for keyword in call.keywords}
         assert accepts_any or keywords <= set(parameters), span
         if isinstance(target, type) and issubclass(target, Rule | Schedule) and not free_names(call):
-            eval(span, {"stepd": _Everything()})  # no code of others: pages of this repository
+            eval(span, {"stepd": stepd})  # no code of others: pages of this repository
 
 
 def named(dotted: str) -> Any:
-    """What a call on the pages calls. Rules and schedules are found before they are exported; None: not there yet."""
+    """What a call on the pages calls."""
     owner, attribute = dotted.split(".")
-    if owner == "client":
-        return getattr(stepd.Client, attribute)
-    return getattr(_Everything(), attribute, None)
+    return getattr(stepd.Client if owner == "client" else stepd, attribute)
 
 
 def free_names(call: ast.Call) -> set[str]:
     return {node.id for node in ast.walk(call) if isinstance(node, ast.Name)} - {"stepd"}
 
 
-class _Everything:
-    """`stepd` with all rules and schedules."""
-
-    def __getattr__(self, name: str) -> Any:
-        for module in (stepd, rules, schedules):
-            if hasattr(module, name):
-                return getattr(module, name)
-        raise AttributeError(name)
-
-
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.page.stem}: {row.theirs}")
 def test_every_row_has_a_test(row: Row) -> None:
-    """Unless there is nothing of ours in it, or not yet."""
+    """Unless there is nothing of ours in it."""
     if row.test == "-":
-        assert row.ours == "-" or DAGGER in row.text
+        assert row.ours == "-"
         return
     tests = dict(re.findall(r"^- (\w+): `([^`]+)`$", row.page.read_text(), re.MULTILINE))
     for key in row.test.split(", "):

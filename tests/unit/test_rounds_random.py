@@ -9,6 +9,7 @@ STEPD_SEED=N repeats one world; STEPD_WORLDS=N makes so many.
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from collections.abc import Callable
@@ -19,10 +20,10 @@ import pytest
 
 from stepd.definitions import GroupSpec, ParameterSpec, RunSpec
 from stepd.policies import Clip, ClipNorm, ClipValue, Sync
-from stepd.rules import SGD
+from stepd.rules import LAMB, SGD, Reach
 from stepd_server.coordinator import events
-from stepd_server.coordinator.rounds import Phase, Rounds
-from stepd_server.coordinator.vocabulary import Decision, Member, Nonfinite, Outcome, RoundId, Sums
+from stepd_server.coordinator.rounds import Rounds
+from stepd_server.coordinator.vocabulary import Decision, Member, Nonfinite, Outcome, Phase, RoundId, Sums, TensorNorms
 from stepd_server.exact import ExactSum
 
 SEED = os.environ.get("STEPD_SEED")
@@ -47,6 +48,7 @@ class World:
         self.shards = [Shard() for _ in range(self.random.choice((1, 2, 3)))]
         self.exact = self.random.choice((None, None, 1, 2, 3))
         self.layout = 0  # so many groups were added
+        self.rule = self.random.choice((SGD(lr=0.1), LAMB()))
         self.spec = self._spec()
         self.rounds = Rounds(len(self.shards), self.spec)
         self.pending: list[tuple[int, Callable[[], None]]] = []
@@ -57,13 +59,14 @@ class World:
         self.given_away: set[RoundId] = set()
         self.casts: dict[RoundId, tuple[Member, ...]] = {}
         self.attempt = RoundId(0, 0)
+        self.measured: set[RoundId] = set()
 
     def _spec(self) -> RunSpec:
         clip = self.random.choice((None, Clip(ClipNorm(1.0)), Clip(ClipNorm(2.0)), Clip(None, ClipValue(1.0))))
         return RunSpec(
             name="world",
             parameters=(ParameterSpec("w", (4,), np.dtype(np.float32)),),
-            groups=(GroupSpec(SGD(lr=0.1)),) * (1 + self.layout),
+            groups=(GroupSpec(self.rule),) * (1 + self.layout),
             clip=clip,
             sync=Sync(workers=self.exact),
             on_nonfinite=self.random.choice(("skip", "quarantine", "error")),
@@ -82,7 +85,13 @@ class World:
                     assert len(decision.groups) == 1 + self.layout, "decided without a group that was added"
                     if decision.members:
                         assert decision.members == self.casts[decision.id], "decided with others than those asked"
+                    self._check_norms(decision)
                     self.recorded[decision.id.round] = decision
+                case events.Measure(shards, draft):
+                    assert draft.id not in self.measured, "an attempt was measured twice"
+                    self.measured.add(draft.id)
+                    for shard in shards:
+                        self.post(shard, lambda s=shard, d=draft: self._shard_measures(s, d))
                 case events.RecordAttempt(at):
                     self.attempt = at
                 case events.Gather():
@@ -95,6 +104,15 @@ class World:
                         self.post(shard, lambda s=shard, d=decision: self._shard_finishes(s, d))
                 case events.Lost(problem):
                     pytest.fail(f"lost: {problem}")
+
+    def _check_norms(self, decision: Decision) -> None:
+        if self.rule.reach is Reach.LAYERWISE and decision.outcome is Outcome.APPLIED:
+            assert decision.id in self.measured, "decided without having measured"
+            # Each shard's part says which attempt it is of.
+            expected = sum(self._measure_of(index, decision.id) for index in range(len(self.shards)))
+            assert decision.norms == (TensorNorms(0, math.sqrt(expected), 0.0),), "norms of another attempt"
+        else:
+            assert not decision.norms
 
     def _check_gather(self, gather: events.Gather) -> None:
         assert gather.id not in self.given_away, "the number of an attempt was given away twice"
@@ -160,6 +178,18 @@ class World:
         weather = self.random.random()
         nonfinite = (Nonfinite(self.random.choice(members), 0),) if weather < 0.05 else ()
         return Sums((part,) * groups, (None,) * groups, nonfinite, overflow=weather > 0.97)
+
+    def _measure_of(self, index: int, id_: RoundId) -> float:
+        return 1.0 + index + 100.0 * id_.attempt + 10000.0 * id_.round
+
+    def _shard_measures(self, index: int, draft: Decision) -> None:
+        shard = self.shards[index]
+        if shard.gathering is None or shard.gathering.id != draft.id:
+            return  # refused: the attempt is over there
+        assert shard.prepared == draft.id, "a shard was told to measure what it has not gathered"
+        part = ExactSum()
+        part.add(self._measure_of(index, draft.id) if self.random.random() < 0.98 else math.inf)
+        self.post(index, lambda: self.tell(events.Measured(index, draft.id, {0: (part, ExactSum())})))
 
     def _shard_finishes(self, index: int, decision: Decision) -> None:
         shard = self.shards[index]
@@ -282,13 +312,18 @@ def test_no_weather_makes_two_decisions_of_a_round_or_stops_the_run() -> None:
         return
     start = random.SystemRandom().randrange(1 << 32)
     worlds = [one_world(seed) for seed in range(start, start + WORLDS)]
-    # The weather must have been bad enough to mean something.
+    assert all(world.rounds.phase is not Phase.LOST for world in worlds)
+
+
+def test_the_weather_is_bad_enough_to_mean_something() -> None:
+    """Of chosen worlds, so that it does not go by luck: every outcome comes about."""
+    worlds = [one_world(seed) for seed in range(150)]
     decided = [decision for world in worlds for decision in world.recorded.values()]
     assert {decision.outcome for decision in decided} == set(Outcome)
     assert any(decision.quarantined for decision in decided)
+    assert any(decision.norms and decision.id.attempt for decision in decided)
     assert any(decision.id.attempt for decision in decided)
     assert any(not decision.members and not decision.quarantined for decision in decided)
-    assert all(world.rounds.phase is not Phase.LOST for world in worlds)
 
 
 def test_the_same_seed_makes_the_same_world() -> None:

@@ -4,11 +4,13 @@ Each holds commands, a line `----`, and what the rounds answer: the actions in o
 STEPD_REWRITE=1 writes the answers anew; read the difference before keeping it.
 
     run shards=2 workers=2 clip=1 group-clip=1 nonfinite=error lr=0.1 schedule=4     a new run (rate 0 at step 4)
+        layerwise                 its rule wants norms of tensors
     join a                        a worker joins; again: under its next incarnation
     leave a contributed=0/0       leaves; the latest attempt for which it has a receipt of every shard
     lose a                        its lease runs out
     arrived a b id=0/0 on=0,1     contributions are whole; without `id`: of this attempt; without `on`: everywhere
     gathered on=0,1 squares=9,16 nonfinite=a:3 overflow     sums come in
+    measured on=0,1 squares=9,16  the first of the sums that norms of tensors are made of; the second is 1 everywhere
     finished on=0,1               the last decision is carried out
     away 1, back 1 round=0 step=0 torn, broken 1 ...        a shard goes, comes, gives up
     change workers=3              the owner changes the policy
@@ -30,7 +32,7 @@ import pytest
 
 from stepd.definitions import GroupSpec, ParameterSpec, RunSpec
 from stepd.policies import Clip, ClipNorm, ClipValue, Sync
-from stepd.rules import SGD
+from stepd.rules import LAMB, SGD
 from stepd.schedules import Linear
 from stepd_server.coordinator import events
 from stepd_server.coordinator.events import Action, Event
@@ -49,7 +51,8 @@ def spec_of(options: dict[str, str]) -> RunSpec:
     return RunSpec(
         name="digits",
         parameters=(ParameterSpec("w", (4,), np.dtype(np.float32)),),
-        groups=(GroupSpec(SGD(lr=float(options.get("lr", "0.1"))), clip=own),) * (1 + int(options.get("added", "0"))),
+        groups=(GroupSpec((LAMB if "layerwise" in options else SGD)(lr=float(options.get("lr", "0.1"))), clip=own),)
+        * (1 + int(options.get("added", "0"))),
         schedule=Linear(total_steps=int(options["schedule"])) if "schedule" in options else None,
         clip=Clip(norm, value) if norm or value else None,
         sync=Sync(workers=int(options["workers"]) if options.get("workers", "any") != "any" else None),
@@ -88,7 +91,8 @@ class Run:
         elif isinstance(action, events.RecordAttempt):
             self.attempt = action.id
 
-    def do_run(self, _: list[str], options: dict[str, str]) -> list[str]:
+    def do_run(self, words: list[str], options: dict[str, str]) -> list[str]:
+        options |= dict.fromkeys(words, "")
         self.shards = int(options.pop("shards", "1"))
         self.options, self.members, self.recorded, self.attempt = options, {}, None, RoundId(0, 0)
         self.loaded = False
@@ -145,6 +149,18 @@ class Run:
             return Sums((part, *[ExactSum()] * (groups - 1)), own * groups, nonfinite, overflow="overflow" in words)
 
         return self.apply(*(events.Gathered(s, at, sums(i)) for i, s in enumerate(shards)))
+
+    def do_measured(self, _: list[str], options: dict[str, str]) -> list[str]:
+        at, shards = self._id(options.get("id")), self._shards(options)
+        squares = [float(square) for square in options["squares"].split(",")]
+
+        def measures(index: int) -> dict[int, tuple[ExactSum, ExactSum]]:
+            first, second = ExactSum(), ExactSum()
+            first.add(squares[index % len(squares)])
+            second.add(1.0)
+            return {0: (first, second)}
+
+        return self.apply(*(events.Measured(s, at, measures(i)) for i, s in enumerate(shards)))
 
     def do_finished(self, _: list[str], options: dict[str, str]) -> list[str]:
         last = self.rounds.last

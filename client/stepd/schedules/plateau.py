@@ -37,6 +37,8 @@ class ReduceOnPlateau(Schedule):
     Better is lower, with `mode="max"` higher, by more than `threshold`: relative to the best, or with
     `threshold_mode="abs"` by itself. After a reduction `cooldown` metrics count for nothing. The rate does not fall
     below `min_lr`, and not by less than `eps`. A metric that is not a number is not better.
+
+    Metrics come by `Worker.report`, which says which of them counts.
     """
 
     mode: Literal["min", "max"] = "min"

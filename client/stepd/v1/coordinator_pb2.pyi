@@ -274,7 +274,7 @@ class JoinRunResponse(_message.Message):
     def __init__(self, member: _Optional[_Union[_round_pb2.Member, _Mapping]] = ..., run: _Optional[_Union[RunState, _Mapping]] = ..., layout: _Optional[_Union[_run_pb2.Layout, _Mapping]] = ...) -> None: ...
 
 class RenewLeaseRequest(_message.Message):
-    __slots__ = ("run", "member", "metrics")
+    __slots__ = ("run", "member", "metrics", "observed", "observed_before")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -285,10 +285,14 @@ class RenewLeaseRequest(_message.Message):
     RUN_FIELD_NUMBER: _ClassVar[int]
     MEMBER_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
+    OBSERVED_FIELD_NUMBER: _ClassVar[int]
+    OBSERVED_BEFORE_FIELD_NUMBER: _ClassVar[int]
     run: str
     member: _round_pb2.Member
     metrics: _containers.ScalarMap[str, float]
-    def __init__(self, run: _Optional[str] = ..., member: _Optional[_Union[_round_pb2.Member, _Mapping]] = ..., metrics: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    observed: _containers.RepeatedScalarFieldContainer[float]
+    observed_before: int
+    def __init__(self, run: _Optional[str] = ..., member: _Optional[_Union[_round_pb2.Member, _Mapping]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., observed: _Optional[_Iterable[float]] = ..., observed_before: _Optional[int] = ...) -> None: ...
 
 class RenewLeaseResponse(_message.Message):
     __slots__ = ("round",)

@@ -73,15 +73,27 @@ class GatheredSums(_message.Message):
     def __init__(self, run_norms: _Optional[_Iterable[_Union[NormPart, _Mapping]]] = ..., group_norms: _Optional[_Iterable[_Union[NormPart, _Mapping]]] = ..., nonfinite: _Optional[_Iterable[_Union[NonfiniteContribution, _Mapping]]] = ..., overflow: bool = ...) -> None: ...
 
 class GroupRates(_message.Message):
-    __slots__ = ("lr", "clip_scale")
+    __slots__ = ("lr", "clip_scale", "momentum")
     LR_FIELD_NUMBER: _ClassVar[int]
     CLIP_SCALE_FIELD_NUMBER: _ClassVar[int]
+    MOMENTUM_FIELD_NUMBER: _ClassVar[int]
     lr: float
     clip_scale: float
-    def __init__(self, lr: _Optional[float] = ..., clip_scale: _Optional[float] = ...) -> None: ...
+    momentum: float
+    def __init__(self, lr: _Optional[float] = ..., clip_scale: _Optional[float] = ..., momentum: _Optional[float] = ...) -> None: ...
+
+class TensorNorms(_message.Message):
+    __slots__ = ("parameter", "first", "second")
+    PARAMETER_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    SECOND_FIELD_NUMBER: _ClassVar[int]
+    parameter: int
+    first: float
+    second: float
+    def __init__(self, parameter: _Optional[int] = ..., first: _Optional[float] = ..., second: _Optional[float] = ...) -> None: ...
 
 class Decision(_message.Message):
-    __slots__ = ("id", "outcome", "step", "groups", "grad_norm", "clip_scale", "members", "nonfinite", "quarantined")
+    __slots__ = ("id", "outcome", "step", "groups", "grad_norm", "clip_scale", "members", "nonfinite", "quarantined", "norms")
     ID_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
@@ -91,6 +103,7 @@ class Decision(_message.Message):
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
     NONFINITE_FIELD_NUMBER: _ClassVar[int]
     QUARANTINED_FIELD_NUMBER: _ClassVar[int]
+    NORMS_FIELD_NUMBER: _ClassVar[int]
     id: RoundId
     outcome: Outcome
     step: int
@@ -100,4 +113,5 @@ class Decision(_message.Message):
     members: _containers.RepeatedCompositeFieldContainer[Member]
     nonfinite: _containers.RepeatedCompositeFieldContainer[NonfiniteContribution]
     quarantined: _containers.RepeatedCompositeFieldContainer[Member]
-    def __init__(self, id: _Optional[_Union[RoundId, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, str]] = ..., step: _Optional[int] = ..., groups: _Optional[_Iterable[_Union[GroupRates, _Mapping]]] = ..., grad_norm: _Optional[float] = ..., clip_scale: _Optional[float] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., nonfinite: _Optional[_Iterable[_Union[NonfiniteContribution, _Mapping]]] = ..., quarantined: _Optional[_Iterable[_Union[Member, _Mapping]]] = ...) -> None: ...
+    norms: _containers.RepeatedCompositeFieldContainer[TensorNorms]
+    def __init__(self, id: _Optional[_Union[RoundId, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, str]] = ..., step: _Optional[int] = ..., groups: _Optional[_Iterable[_Union[GroupRates, _Mapping]]] = ..., grad_norm: _Optional[float] = ..., clip_scale: _Optional[float] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., nonfinite: _Optional[_Iterable[_Union[NonfiniteContribution, _Mapping]]] = ..., quarantined: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., norms: _Optional[_Iterable[_Union[TensorNorms, _Mapping]]] = ...) -> None: ...

@@ -106,6 +106,30 @@ class GatherRoundResponse(_message.Message):
     sums: _round_pb2.GatheredSums
     def __init__(self, arrived: _Optional[_Union[_round_pb2.Member, _Mapping]] = ..., sums: _Optional[_Union[_round_pb2.GatheredSums, _Mapping]] = ...) -> None: ...
 
+class MeasureRoundRequest(_message.Message):
+    __slots__ = ("run", "decision")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    DECISION_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    decision: _round_pb2.Decision
+    def __init__(self, run: _Optional[str] = ..., decision: _Optional[_Union[_round_pb2.Decision, _Mapping]] = ...) -> None: ...
+
+class TensorSums(_message.Message):
+    __slots__ = ("parameter", "first", "second")
+    PARAMETER_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    SECOND_FIELD_NUMBER: _ClassVar[int]
+    parameter: int
+    first: _round_pb2.ExactSum
+    second: _round_pb2.ExactSum
+    def __init__(self, parameter: _Optional[int] = ..., first: _Optional[_Union[_round_pb2.ExactSum, _Mapping]] = ..., second: _Optional[_Union[_round_pb2.ExactSum, _Mapping]] = ...) -> None: ...
+
+class MeasureRoundResponse(_message.Message):
+    __slots__ = ("sums",)
+    SUMS_FIELD_NUMBER: _ClassVar[int]
+    sums: _containers.RepeatedCompositeFieldContainer[TensorSums]
+    def __init__(self, sums: _Optional[_Iterable[_Union[TensorSums, _Mapping]]] = ...) -> None: ...
+
 class FinishRoundRequest(_message.Message):
     __slots__ = ("run", "decision")
     RUN_FIELD_NUMBER: _ClassVar[int]

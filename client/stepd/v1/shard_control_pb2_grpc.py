@@ -65,6 +65,11 @@ class ShardControlStub(object):
                 request_serializer=stepd_dot_v1_dot_shard__control__pb2.GatherRoundRequest.SerializeToString,
                 response_deserializer=stepd_dot_v1_dot_shard__control__pb2.GatherRoundResponse.FromString,
                 _registered_method=True)
+        self.MeasureRound = channel.unary_stream(
+                '/stepd.v1.ShardControl/MeasureRound',
+                request_serializer=stepd_dot_v1_dot_shard__control__pb2.MeasureRoundRequest.SerializeToString,
+                response_deserializer=stepd_dot_v1_dot_shard__control__pb2.MeasureRoundResponse.FromString,
+                _registered_method=True)
         self.FinishRound = channel.unary_unary(
                 '/stepd.v1.ShardControl/FinishRound',
                 request_serializer=stepd_dot_v1_dot_shard__control__pb2.FinishRoundRequest.SerializeToString,
@@ -130,6 +135,14 @@ class ShardControlServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def MeasureRound(self, request, context):
+        """Between the two, in rounds that are to be applied to parameters under layerwise rules: finds the norms of whole
+        tensors that these rules ask for, and changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def FinishRound(self, request, context):
         """Carries a decision out; answers when it is done.
         """
@@ -183,6 +196,11 @@ def add_ShardControlServicer_to_server(servicer, server):
                     servicer.GatherRound,
                     request_deserializer=stepd_dot_v1_dot_shard__control__pb2.GatherRoundRequest.FromString,
                     response_serializer=stepd_dot_v1_dot_shard__control__pb2.GatherRoundResponse.SerializeToString,
+            ),
+            'MeasureRound': grpc.unary_stream_rpc_method_handler(
+                    servicer.MeasureRound,
+                    request_deserializer=stepd_dot_v1_dot_shard__control__pb2.MeasureRoundRequest.FromString,
+                    response_serializer=stepd_dot_v1_dot_shard__control__pb2.MeasureRoundResponse.SerializeToString,
             ),
             'FinishRound': grpc.unary_unary_rpc_method_handler(
                     servicer.FinishRound,
@@ -363,6 +381,33 @@ class ShardControl(object):
             '/stepd.v1.ShardControl/GatherRound',
             stepd_dot_v1_dot_shard__control__pb2.GatherRoundRequest.SerializeToString,
             stepd_dot_v1_dot_shard__control__pb2.GatherRoundResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MeasureRound(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/stepd.v1.ShardControl/MeasureRound',
+            stepd_dot_v1_dot_shard__control__pb2.MeasureRoundRequest.SerializeToString,
+            stepd_dot_v1_dot_shard__control__pb2.MeasureRoundResponse.FromString,
             options,
             channel_credentials,
             insecure,

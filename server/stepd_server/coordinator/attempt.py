@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from stepd_server.coordinator.vocabulary import Member, Sums
+from stepd_server.coordinator.vocabulary import Decision, Measures, Member, Sums
 
 
 @dataclass
@@ -15,11 +15,15 @@ class Attempt:
     members: who contributes; fixed.
     arrived: by shard, whose contribution is whole there.
     sums: by shard, once all have arrived there.
+    draft: the decision, if it lacks norms of tensors.
+    measures: by shard, what these are made of.
     """
 
     members: tuple[Member, ...]
     arrived: defaultdict[int, set[Member]] = field(default_factory=lambda: defaultdict(set))
     sums: dict[int, Sums] = field(default_factory=dict)
+    draft: Decision | None = None
+    measures: dict[int, Measures] = field(default_factory=dict)
 
     def arrive(self, shard: int, member: Member) -> None:
         if member in self.members:
@@ -41,10 +45,16 @@ class Attempt:
     def is_gathered(self, shards: Iterable[int]) -> bool:
         return all(shard in self.sums for shard in shards)
 
+    def is_measured(self, shards: Iterable[int]) -> bool:
+        return all(shard in self.measures for shard in shards)
+
     def __str__(self) -> str:
         arrived = [
             f"{member} on {' '.join(map(str, shards))}"
             for member in self.members
             if (shards := sorted(shard for shard, who in self.arrived.items() if member in who))
         ]
-        return f"of {' '.join(map(str, self.members))}; arrived {', '.join(arrived) or 'nothing'}"
+        text = f"of {' '.join(map(str, self.members))}; arrived {', '.join(arrived) or 'nothing'}"
+        if self.draft:
+            text += f"; measured on {' '.join(map(str, sorted(self.measures))) or 'none'}"
+        return text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Final
 
@@ -11,12 +12,14 @@ from stepd_server.coordinator.events import Gather
 from stepd_server.coordinator.vocabulary import (
     Decision,
     GroupRates,
+    Measures,
     Member,
     Nonfinite,
     NormPart,
     Outcome,
     RoundId,
     Sums,
+    TensorNorms,
 )
 from stepd_server.exact import ExactSum
 
@@ -90,13 +93,22 @@ def decision_to_proto(decision: Decision) -> round_pb2.Decision:
         id=id_to_proto(decision.id),
         outcome=_OUTCOMES[decision.outcome],
         step=decision.step,
-        groups=[round_pb2.GroupRates(lr=group.lr, clip_scale=group.clip_scale) for group in decision.groups],
+        groups=[
+            round_pb2.GroupRates(lr=group.lr, clip_scale=group.clip_scale, momentum=group.momentum)
+            for group in decision.groups
+        ],
         grad_norm=decision.grad_norm,
         clip_scale=decision.clip_scale,
         members=map(member_to_proto, decision.members),
         nonfinite=_nonfinite_to_proto(decision.nonfinite),
         quarantined=map(member_to_proto, decision.quarantined),
+        norms=[round_pb2.TensorNorms(parameter=id_, first=a, second=b) for id_, a, b in decision.norms],
     )
+
+
+def decision_for_readers(decision: Decision) -> round_pb2.Decision:
+    """Without what only shards need."""
+    return decision_to_proto(dataclasses.replace(decision, norms=()))
 
 
 def decision_from_proto(message: round_pb2.Decision) -> Decision:
@@ -104,13 +116,28 @@ def decision_from_proto(message: round_pb2.Decision) -> Decision:
         id=id_from_proto(message.id),
         outcome=_OUTCOMES_BACK[message.outcome],
         step=message.step,
-        groups=tuple(GroupRates(group.lr, group.clip_scale) for group in message.groups),
+        groups=tuple(_rates_from_proto(group) for group in message.groups),
         grad_norm=message.grad_norm,
         clip_scale=message.clip_scale,
         members=tuple(map(member_from_proto, message.members)),
         nonfinite=_nonfinite_from_proto(message.nonfinite),
         quarantined=tuple(map(member_from_proto, message.quarantined)),
+        norms=tuple(TensorNorms(norms.parameter, norms.first, norms.second) for norms in message.norms),
     )
+
+
+def _rates_from_proto(message: round_pb2.GroupRates) -> GroupRates:
+    momentum = message.momentum if message.HasField("momentum") else None
+    return GroupRates(message.lr, message.clip_scale, momentum)
+
+
+def measures_from_proto(messages: Iterable[shard_control_pb2.MeasureRoundResponse]) -> Measures:
+    """What a shard found of the norms of tensors."""
+    return {
+        sums.parameter: (ExactSum.from_proto(sums.first), ExactSum.from_proto(sums.second))
+        for message in messages
+        for sums in message.sums
+    }
 
 
 def gather_to_proto(run: str, gather: Gather) -> shard_control_pb2.GatherRoundRequest:

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 
 from stepd.definitions import RunSpec
 from stepd.policies import ClipNorm
+from stepd.rules import Reach
 from stepd_server.coordinator.vocabulary import (
     Decision,
     GroupRates,
+    Measures,
     Member,
     Nonfinite,
     NormPart,
     Outcome,
     RoundId,
     Sums,
+    TensorNorms,
 )
 from stepd_server.exact import ExactSum
 
@@ -51,6 +54,17 @@ class Ending:
 
 def norm_type(limit: ClipNorm | None) -> float:
     return limit.norm_type if limit else _NORM_TYPE
+
+
+def what_is_summed(spec: RunSpec) -> tuple[object, ...]:
+    """What shards must know to gather: their sums are of no use if it changes."""
+    clip = spec.clip
+    return (
+        clip.value if clip else None,
+        norm_type(clip.norm if clip else None),
+        spec.sync.reduce,
+        spec.sync.deterministic,
+    )
 
 
 def judge(spec: RunSpec, sums: Sequence[Sums]) -> Ending:
@@ -153,6 +167,45 @@ def rates(spec: RunSpec, step: int) -> tuple[float, ...]:
     return tuple(spec.schedule_of(g).rate(step, group.optimizer.lr) for g, group in enumerate(spec.groups))
 
 
+def momenta(spec: RunSpec, step: int) -> tuple[float | None, ...]:
+    """By group: what its schedule puts in the place of its momentum. None: nothing."""
+    return tuple(spec.schedule_of(group).momentum(step) for group in range(len(spec.groups)))
+
+
+def lacks_norms(spec: RunSpec, decision: Decision) -> bool:
+    """Whether shards must measure tensors before they can carry the decision out."""
+    layerwise = any(group.optimizer.reach is Reach.LAYERWISE for group in spec.groups)
+    return layerwise and decision.outcome is Outcome.APPLIED
+
+
+def complete(spec: RunSpec, draft: Decision, measures: Iterable[Measures]) -> Decision:
+    """The decision with the norms of tensors from all shards' measures; the same bits for any number of shards.
+
+    Norms that are not finite would make NaNs of parameters: then nothing changes, as where the gradient is too large.
+    """
+    sums: dict[int, tuple[ExactSum, ExactSum]] = {}
+    for part in measures:
+        for parameter, given in part.items():
+            for total, one in zip(sums.setdefault(parameter, (ExactSum(), ExactSum())), given, strict=True):
+                total.merge(one)
+    norms = tuple(
+        TensorNorms(parameter, math.sqrt(first.total()), math.sqrt(second.total()))
+        for parameter, (first, second) in sorted(sums.items())
+    )
+    if all(math.isfinite(norm.first) and math.isfinite(norm.second) for norm in norms):
+        return replace(draft, norms=norms)
+    untouched = _untouched(spec, math.inf)
+    failed = Outcome.FAILED if spec.on_nonfinite == "error" else Outcome.SKIPPED
+    return replace(
+        draft,
+        outcome=failed,
+        step=draft.step_before,
+        groups=tuple(replace(group, clip_scale=1.0) for group in draft.groups),
+        grad_norm=untouched.total,
+        clip_scale=untouched.scale,
+    )
+
+
 def decide(
     spec: RunSpec,
     ending: Ending,
@@ -165,12 +218,12 @@ def decide(
 ) -> Decision:
     """The decision of a round that was gathered when `step` steps had been applied."""
     norms = ending.norms
-    groups = zip(rates(spec, step), norms.group_scales, strict=True)
+    groups = zip(rates(spec, step), norms.group_scales, momenta(spec, step), strict=True)
     return Decision(
         id=id,
         outcome=ending.outcome,
         step=step + 1 if ending.outcome is Outcome.APPLIED else step,
-        groups=tuple(GroupRates(lr, scale) for lr, scale in groups),
+        groups=tuple(GroupRates(lr, scale, momentum) for lr, scale, momentum in groups),
         grad_norm=norms.total,
         clip_scale=norms.scale,
         members=members,

@@ -1,9 +1,9 @@
 """Carries out what the rounds of one run want of the shards, and brings back what becomes of it.
 
-For each shard there is at most one call of each kind under way. FinishRound and GatherRound are sent at once, the
-decision first: a shard gathers the next round when it has finished the last, and no round trip lies between. A call
-that breaks off is made again for as long as the shard counts as here (every call may be repeated); when it is away,
-rounds say what is wanted of it once it is back.
+For each shard there is at most one call of each kind under way. A decision and the next gathering are sent at once, in
+this order: a shard gathers the next round when it has finished the last, and no round trip lies between. A call that
+breaks off is made again for as long as the shard counts as here (every call may be repeated); when it is away, rounds
+say what is wanted of it once it is back.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from stepd_server.coordinator.events import (
     Finished,
     Gather,
     Gathered,
+    Measure,
+    Measured,
     ShardLost,
     StateCommitted,
 )
@@ -44,6 +46,7 @@ _RETRY_S_MAX: Final = 0.5
 # Every call has a deadline. A shard that hangs is noticed long before, as it stops registering.
 _FINISH_S: Final = 120.0
 _GATHER_S: Final = 3600.0
+_MEASURE_S: Final = 120.0
 # Answers that repeating does not change: the shard does not hold what the run counts on.
 _FINAL: Final = frozenset(
     {
@@ -72,6 +75,7 @@ class Driver:
         self._finishes: dict[int, asyncio.Task[None]] = {}
         self._settles: dict[int, asyncio.Task[None]] = {}
         self._commits: dict[int, asyncio.Task[None]] = {}
+        self._measures: dict[int, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def finish(self, action: Finish) -> None:
@@ -84,6 +88,9 @@ class Driver:
     def gather(self, action: Gather) -> None:
         request = convert.gather_to_proto(self._run, action)
         for shard in action.shards:
+            # An attempt that starts over has nothing to measure any more, and a shard would refuse to.
+            if task := self._measures.pop(shard, None):
+                task.cancel()
             self._start(self._gathers, shard, "GatherRound", partial(self._gather_once, shard, request, self.groups))
 
     def settle(self, request: shard_control_pb2.SettleExtensionRequest, shards: Iterable[int]) -> None:
@@ -96,11 +103,19 @@ class Driver:
             run=self._run, state_id=state_id, round=action.round, groups=groups
         )
         for shard in action.shards:
+            # What is measured was meant for the old state.
+            if task := self._measures.pop(shard, None):
+                task.cancel()
             self._start(self._commits, shard, "CommitState", partial(self._commit_once, shard, request))
+
+    def measure(self, action: Measure) -> None:
+        request = shard_control_pb2.MeasureRoundRequest(run=self._run, decision=convert.decision_to_proto(action.draft))
+        for shard in action.shards:
+            self._start(self._measures, shard, "MeasureRound", partial(self._measure_once, shard, request))
 
     def abandon(self, shard: int) -> None:
         """Stop calling a shard that is away."""
-        for tasks in (self._gathers, self._finishes, self._settles, self._commits):
+        for tasks in (self._gathers, self._finishes, self._settles, self._commits, self._measures):
             if task := tasks.pop(shard, None):
                 task.cancel()
 
@@ -151,6 +166,12 @@ class Driver:
     async def _commit_once(self, shard: int, request: shard_control_pb2.CommitStateRequest) -> None:
         await self._fleet.shards[shard].control.CommitState(request, timeout=_FINISH_S)
         self._tell(StateCommitted(shard))
+
+    async def _measure_once(self, shard: int, request: shard_control_pb2.MeasureRoundRequest) -> None:
+        id_ = convert.id_from_proto(request.decision.id)
+        call = self._fleet.shards[shard].control.MeasureRound(request, timeout=_MEASURE_S)
+        messages = [message async for message in call]
+        self._tell(Measured(shard, id_, convert.measures_from_proto(messages)))
 
     async def _gather_once(self, shard: int, request: shard_control_pb2.GatherRoundRequest, groups: int) -> None:
         id_ = convert.id_from_proto(request.id)

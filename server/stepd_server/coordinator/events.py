@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from stepd.definitions import RunSpec
 from stepd.policies import Clip, Reduce
-from stepd_server.coordinator.vocabulary import Decision, Member, RoundId, Sums
+from stepd_server.coordinator.vocabulary import Decision, Measures, Member, RoundId, Sums
 
 # --- Events: members ----------------------------------------------------------------------------------------------
 
@@ -61,6 +61,15 @@ class Gathered:
     shard: int
     id: RoundId
     sums: Sums
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A shard has found its part of the norms of tensors."""
+
+    shard: int
+    id: RoundId
+    measures: Measures
 
 
 @dataclass(frozen=True)
@@ -154,6 +163,7 @@ Event: TypeAlias = (
     | MemberLost
     | Arrived
     | Gathered
+    | Measured
     | Finished
     | ShardAway
     | ShardBack
@@ -199,6 +209,17 @@ class Gather:
 
 
 @dataclass(frozen=True)
+class Measure:
+    """Have shards find the norms of tensors that a decision lacks. May be repeated."""
+
+    shards: tuple[int, ...]
+    draft: Decision
+
+    def __str__(self) -> str:
+        return f"measure {self.draft.id} on {_listed(self.shards)}"
+
+
+@dataclass(frozen=True)
 class Record:
     """Write the decision down. Always before any shard hears of it."""
 
@@ -240,7 +261,7 @@ class Lost:
         return f"lost: {self.problem}"
 
 
-Action: TypeAlias = RecordAttempt | Gather | Record | Finish | Commit | Lost
+Action: TypeAlias = RecordAttempt | Gather | Measure | Record | Finish | Commit | Lost
 
 
 def _listed(items: tuple[object, ...]) -> str:

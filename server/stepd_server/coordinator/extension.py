@@ -11,6 +11,7 @@ from stepd.layout import extend
 from stepd.settings import refuse
 from stepd.v1 import coordinator_pb2, run_pb2
 from stepd_server.coordinator.abilities import check_trainable
+from stepd_server.coordinator.cycling import cycled
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class Extension:
         spec = replace(run, parameters=(*run.parameters, *self.parameters), groups=(*run.groups, self.group))
         check_trainable(spec)
         return spec
+
+
+def _alone(run: RunSpec, extension: Extension) -> RunSpec:
+    """A run of nothing but the group."""
+    return replace(run, parameters=tuple(replace(p, group=0) for p in extension.parameters), groups=(extension.group,))
 
 
 def extension_of(
@@ -70,8 +76,10 @@ def extension_of(
         now,
     )
     extension.spec(run)  # refuses what cannot be, before anything is laid out
-    alone = replace(run, parameters=tuple(replace(p, group=0) for p in extension.parameters), groups=(extension.group,))
-    tail = lay_out(alone)
+    # With the momentum that its schedule begins with, as a group that the run was created with has.
+    (group,) = cycled(_alone(run, extension)).groups
+    extension = replace(extension, group=group)
+    tail = lay_out(_alone(run, extension))
     for shard in tail.shards:
         for piece in shard.slices:
             piece.parameter += len(run.parameters)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Final
@@ -14,6 +14,7 @@ from stepd.limits import (
     LEASE_S_MIN,
     METRIC_NAME_CHARS_MAX,
     METRICS_MAX,
+    OBSERVATIONS_MAX,
     WORKER_NAME_CHARS_MAX,
     WORKERS_MAX,
 )
@@ -35,6 +36,7 @@ class Seat:
         request_id: of the call that made it.
         joined_at: seconds since the epoch.
         metrics: the latest values reported.
+        observed: how many values schedules were told.
     """
 
     member: Member
@@ -43,6 +45,7 @@ class Seat:
     request_id: str
     joined_at: float
     metrics: dict[str, float] = field(default_factory=dict)
+    observed: int = 0
 
 
 class Membership:
@@ -153,6 +156,21 @@ class Membership:
         seat = self.seat_of(member)
         seat.expires = now + seat.lease
         return seat
+
+    def observe(self, seat: Seat, values: Sequence[float], before: int) -> Sequence[float]:
+        """Those of a member's values that schedules are to be told: what has not come before, of one member only.
+
+        Args:
+            seat: the member's.
+            values: oldest first.
+            before: how many of the member's came before these.
+        """
+        if len(values) > OBSERVATIONS_MAX:
+            refuse("worker", "observed", len(values), f"at most {OBSERVATIONS_MAX} values")
+        new = values[max(0, seat.observed - before) :]
+        seat.observed = max(seat.observed, before + len(values))
+        first = next((other for other in self.seats if other.observed), seat)
+        return new if first is seat else ()
 
     def leave(self, member: Member) -> bool:
         """Take the seat away; whether there was one. Its lease goes on as that of a contribution on its way."""

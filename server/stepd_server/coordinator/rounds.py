@@ -7,7 +7,8 @@ never more than one decision apart, and the last decision is all that a coordina
 
     waiting      fewer members than the policy wants
     gathering    an attempt is under way
-    finishing    as well, but some shard has yet to carry out the last decision
+    measuring    all contributions are in, and shards find norms of tensors that the decision needs
+    finishing    an attempt is under way, but some shard has yet to carry out the last decision
     recovering   a shard is away; what was gathered is dropped, and the round starts over when it is back
     lost         a shard has lost its part; nothing goes on
 
@@ -27,7 +28,6 @@ it. Should the round start over, its contribution is gone as well: there is nobo
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterable
 from typing import Final
 
@@ -45,6 +45,8 @@ from stepd_server.coordinator.events import (
     Gathered,
     LayoutChanged,
     Lost,
+    Measure,
+    Measured,
     MemberJoined,
     MemberLeft,
     MemberLost,
@@ -58,15 +60,7 @@ from stepd_server.coordinator.events import (
     StateLoaded,
 )
 from stepd_server.coordinator.policy import policy_of
-from stepd_server.coordinator.vocabulary import Decision, Member, Nonfinite, RoundId
-
-
-class Phase(enum.Enum):
-    WAITING = "waiting"
-    GATHERING = "gathering"
-    FINISHING = "finishing"
-    RECOVERING = "recovering"
-    LOST = "lost"
+from stepd_server.coordinator.vocabulary import Decision, Member, Nonfinite, Phase, RoundId
 
 
 class Rounds:
@@ -131,6 +125,8 @@ class Rounds:
             return Phase.RECOVERING
         elif self._unfinished:
             return Phase.FINISHING
+        elif self._attempt and self._attempt.draft:
+            return Phase.MEASURING
         return Phase.GATHERING if self._attempt else Phase.WAITING
 
     @property
@@ -198,7 +194,7 @@ class Rounds:
                 self._leave(member, contributed)
             case MemberLost(member):
                 self._lose(member)
-            case Arrived() | Gathered():
+            case Arrived() | Gathered() | Measured():
                 self._take_in(event)
             case Finished():
                 self._finish(event)
@@ -250,11 +246,13 @@ class Rounds:
         if self.takes_part(member) and not self._whole(member):
             self._start_over()
 
-    def _take_in(self, event: Arrived | Gathered) -> None:
+    def _take_in(self, event: Arrived | Gathered | Measured) -> None:
         if self._attempt is None or event.id != self.id:
             return
         if isinstance(event, Arrived):
             self._attempt.arrive(event.shard, event.member)
+        elif isinstance(event, Measured):
+            self._attempt.measures[event.shard] = event.measures
         else:
             self._attempt.gather(event.shard, event.sums)
 
@@ -308,7 +306,7 @@ class Rounds:
             return
         takes_part = {*self._attempt.members, *self._left_out}
         # A changed limit of the norm, like a rate, needs no new sums: the decision uses the latest.
-        if _what_is_summed(before) != _what_is_summed(spec) or self._policy.missing(len(takes_part)):
+        if decisions.what_is_summed(before) != decisions.what_is_summed(spec) or self._policy.missing(len(takes_part)):
             self._start_over()
 
     # --- Going on -------------------------------------------------------------------------------------------------
@@ -316,6 +314,11 @@ class Rounds:
     def _advance(self) -> None:
         """Go on as far as nothing stands in the way."""
         if self._lost or self._away or self._uncommitted:
+            return
+        if self._attempt is not None and self._attempt.draft:
+            if self._attempt.is_measured(self._all):
+                measures = [self._attempt.measures[shard] for shard in self._all]
+                self._conclude(decisions.complete(self._spec, self._attempt.draft, measures))
             return
         if self._attempt is not None:
             if not self._unfinished and self._attempt.is_gathered(self._all):
@@ -342,8 +345,7 @@ class Rounds:
         )
 
     def _start_over(self) -> None:
-        """The attempt is over, if there is one. The next number is good for the next one even if nobody is there yet:
-        whoever asks meanwhile is told of it."""
+        """The attempt is over, if there is one. Who asks before the next one begins is told its number already."""
         if self._attempt is not None:
             self._attempt = None
             self.id = RoundId(self.id.round, self.id.attempt + 1)
@@ -375,6 +377,14 @@ class Rounds:
             nonfinite=self._nonfinite,
             quarantined=tuple(sorted(self._left_out, key=lambda member: member.rank)),
         )
+        if self._attempt is not None and decisions.lacks_norms(self._spec, decision):
+            # Rates and factors stay what they are now, also if the owner changes them meanwhile.
+            self._attempt.draft = decision
+            self._actions.append(Measure(self._all, decision))
+            return
+        self._conclude(decision)
+
+    def _conclude(self, decision: Decision) -> None:
         self._actions += [Record(decision), Finish(self._all, decision)]
         self.last, self.step = decision, decision.step
         self.id = RoundId(self.id.round + 1, 0)
@@ -388,10 +398,3 @@ class Rounds:
             self._lost = problem
             self._attempt = None
             self._actions.append(Lost(problem))
-
-
-def _what_is_summed(spec: RunSpec) -> tuple[object, ...]:
-    """What shards must know to gather: their sums are of no use if it changes."""
-    clip = spec.clip
-    norm_type = decisions.norm_type(clip.norm if clip else None)
-    return (clip.value if clip else None, norm_type, spec.sync.reduce, spec.sync.deterministic)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Container, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import count
@@ -22,10 +22,11 @@ from stepd_server.coordinator.driver import Driver
 from stepd_server.coordinator.extension import Extension
 from stepd_server.coordinator.fleet import Fleet
 from stepd_server.coordinator.membership import Membership, Seat, check_metrics
+from stepd_server.coordinator.plateaus import Plateaus
 from stepd_server.coordinator.policy import policy_of
-from stepd_server.coordinator.rounds import Phase, Rounds
+from stepd_server.coordinator.rounds import Rounds
 from stepd_server.coordinator.store import RunRecord, RunStore
-from stepd_server.coordinator.vocabulary import Decision, Member, RoundId
+from stepd_server.coordinator.vocabulary import Decision, Member, Phase, RoundId
 from stepd_server.coordinator.watch import Reports, Watchers
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class Run:
         self.loading_since = clocks.steady()
         self._spec: RunSpec = specs.run_from_proto(record.prepared.spec)
         self._store = store
+        self._plateaus = Plateaus(self._spec, store.plateaus)
         self._fleet = fleet
         self._clocks = clocks
         self._membership = Membership(record.name, incarnations)
@@ -85,13 +87,13 @@ class Run:
         """Its parameters are loaded: open the first round as soon as there are workers."""
         self._write(dataclasses.replace(self.record, started=True))
         away = [shard.index for shard in self._fleet.shards if not shard.ready]
-        self._rounds = Rounds(len(self._fleet.shards), self._spec, away=away, layout=self._layout_version)
+        self._rounds = Rounds(len(self._fleet.shards), self._plateaus.in_effect, away=away, layout=self._layout_version)
 
     def restore(self) -> None:
         """Take it up where an earlier coordinator left it: without members; shards have yet to say where they stand."""
         self._rounds = Rounds(
             len(self._fleet.shards),
-            self._spec,
+            self._plateaus.in_effect,
             last=self._store.last_decision,
             attempt=self._store.next_attempt(),
             away=range(len(self._fleet.shards)),
@@ -131,6 +133,8 @@ class Run:
         match action:
             case events.Gather():
                 self._driver.gather(action)
+            case events.Measure():
+                self._driver.measure(action)
             case events.Record(decided):
                 self._store.write_decision(decided)
             case events.Finish():
@@ -147,7 +151,7 @@ class Run:
     def _publish(self, decided: Decision) -> None:
         self._watchers.publish(
             coordinator_pb2.WatchRunResponse(
-                decision=convert.decision_to_proto(decided),
+                decision=convert.decision_for_readers(decided),
                 decided_at=timestamp(self._clocks.wall()),
                 metrics=self._reports.take_means(),
             )
@@ -185,13 +189,26 @@ class Run:
             self.tell(events.MemberJoined(seat.member))
         return seat
 
-    def renew(self, member: Member, metrics: dict[str, float]) -> RoundId:
-        """Keep a membership alive; the attempt that wants the member's next contribution."""
+    def renew(
+        self, member: Member, metrics: dict[str, float], observed: Sequence[float] = (), observed_before: int = 0
+    ) -> RoundId:
+        """Keep a membership alive; the attempt that wants the member's next contribution.
+
+        Args:
+            member: whose.
+            metrics: to show.
+            observed: what schedules are to be told, oldest first.
+            observed_before: how many observations of this membership came before these.
+        """
         rounds = self._going_rounds()
         seat = self._membership.renew(member, self._clocks.steady())
         check_metrics({**seat.metrics, **metrics})
         seat.metrics |= metrics
         self._reports.add(member.worker, metrics)
+        new = self._membership.observe(seat, observed, observed_before)
+        if self._plateaus.observe(new):
+            self._store.write_plateaus(self._plateaus.to_bytes())
+            self.tell(events.PolicyChanged(self._plateaus.in_effect))
         return rounds.first_round_of(member)
 
     def leave(self, member: Member, contributed: RoundId | None) -> None:
@@ -225,7 +242,9 @@ class Run:
         message, spec = changed(self.record.prepared.spec, request, step=self.step, members=len(self._membership))
         self._write(dataclasses.replace(self.record, prepared=self._prepared_with(message)))
         self._spec = spec
-        self.tell(events.PolicyChanged(spec))
+        rated = range(len(spec.groups)) if request.HasField("rate") else ()
+        self._replan(spec, [request.rate.group] if request.rate.HasField("group") else rated)
+        self.tell(events.PolicyChanged(self._plateaus.in_effect))
 
     def extend(self, extension: Extension) -> None:
         """A group is there on every shard: from here on it is part of the run."""
@@ -239,7 +258,12 @@ class Run:
         self._spec = spec
         self._driver.groups = len(spec.groups)
         self._settle(*(shard.index for shard in self._fleet.shards))
-        self.tell(events.LayoutChanged(spec, self._layout_version))
+        self._replan(spec)
+        self.tell(events.LayoutChanged(self._plateaus.in_effect, self._layout_version))
+
+    def _replan(self, spec: RunSpec, rated: Container[int] = ()) -> None:
+        self._plateaus.change(spec, rated)
+        self._store.write_plateaus(self._plateaus.to_bytes())
 
     def _settle(self, *shards: int) -> None:
         # Rounds before this one are finished as they were gathered.
@@ -267,7 +291,9 @@ class Run:
         # One file: the state and the hyperparameters that belong to it are decided together.
         self._write(dataclasses.replace(self.record, prepared=self._prepared_with(message), state_id=request.state_id))
         self._spec = spec
-        self.tell(events.StateLoaded(spec))
+        # A rate that comes with a state is what is to be reduced from now on.
+        self._replan(spec, [i for i, change in enumerate(request.groups) if "lr" in change.hyperparameters])
+        self.tell(events.StateLoaded(self._plateaus.in_effect))
 
     def watching(self) -> AbstractContextManager[AsyncIterator[coordinator_pb2.WatchRunResponse]]:
         return self._watchers.watching()
@@ -320,11 +346,11 @@ class Run:
             status=self.status,
             step=self.step,
             round=convert.id_to_proto(at),
-            rates=decision.rates(self._spec, self.step),
+            rates=decision.rates(self._plateaus.in_effect, self.step),
             workers=map(_worker_state, self._membership.seats),
             bytes=self.record.state_bytes,
             created_at=timestamp(self.record.created_at),
-            last_decision=convert.decision_to_proto(last) if last else None,
+            last_decision=convert.decision_for_readers(last) if last else None,
             problem=self.problem,
         )
 

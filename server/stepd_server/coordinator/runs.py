@@ -13,14 +13,15 @@ from typing import Any, Final
 from stepd import specs
 from stepd.definitions import RunSpec
 from stepd.errors import AlreadyExists, NotFound, ResourceExhausted, StepdError, Unavailable
-from stepd.layout import lay_out
 from stepd.layout import to_proto as layout_to_proto
 from stepd.limits import LOADING_TIMEOUT_S, RUNS_MAX, WAIT_S
 from stepd.settings import shown
 from stepd.v1 import coordinator_pb2, run_pb2, shard_control_pb2
 from stepd_server.coordinator.abilities import check_trainable
+from stepd_server.coordinator.cycling import cycled
 from stepd_server.coordinator.extending import Extending
 from stepd_server.coordinator.fleet import Fleet
+from stepd_server.coordinator.placing import place
 from stepd_server.coordinator.run import Clocks, Run
 from stepd_server.coordinator.store import RunRecord, Store
 
@@ -88,7 +89,7 @@ class Runs:
 
     async def create(self, request_id: str, message: run_pb2.RunSpec) -> Run:
         """Lay a run out and have every shard take memory for it; undone if one cannot."""
-        spec = specs.run_from_proto(message)
+        spec = cycled(specs.run_from_proto(message))
         check_trainable(spec)
         async with self._lock(spec.name):
             existing = self._runs.get(spec.name)
@@ -118,15 +119,7 @@ class Runs:
             return run
 
     def _lay_out(self, spec: RunSpec) -> run_pb2.Layout:
-        itemsize = spec.master.itemsize
-        # A parameter, its place in the accumulator, its average and its buffers.
-        common = 3 if spec.average else 2
-        costs = [itemsize * (common + len(group.optimizer.buffers())) for group in spec.groups]
-        pieces = lay_out(
-            [parameter.size for parameter in spec.parameters],
-            [costs[parameter.group] for parameter in spec.parameters],
-            len(self._fleet.shards),
-        )
+        pieces = place(spec, len(self._fleet.shards))
         return layout_to_proto(pieces, self._fleet.targets, specs.dtype_to_proto(spec.master))
 
     async def start(self, name: str) -> Run:

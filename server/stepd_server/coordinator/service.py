@@ -165,7 +165,9 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
 
     async def RenewLease(self, request: pb.RenewLeaseRequest, _: Context) -> pb.RenewLeaseResponse:
         run = self._runs.get(request.run)
-        at = run.renew(convert.member_from_proto(request.member), dict(request.metrics))
+        at = run.renew(
+            convert.member_from_proto(request.member), dict(request.metrics), request.observed, request.observed_before
+        )
         return pb.RenewLeaseResponse(round=convert.id_to_proto(at))
 
     async def LeaveRun(self, request: pb.LeaveRunRequest, _: Context) -> pb.LeaveRunResponse:

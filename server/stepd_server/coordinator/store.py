@@ -4,6 +4,7 @@
     coordinator/runs/NAME/run                what the run is
     coordinator/runs/NAME/decision.0, .1     its last decision
     coordinator/runs/NAME/attempt.0, .1      the last attempt after the first of its round
+    coordinator/runs/NAME/plateaus.0, .1     what rates depend on besides the step
     coordinator/dropped/RUN_ID/run           a deleted run that some shard may still hold
 
 What changes with every step is written in turn to two files: if one is torn, the other holds what was there before,
@@ -89,6 +90,7 @@ class RunStore:
         self._folder = folder
         self._decision = Slots(folder, "decision")
         self._attempt = Slots(folder, "attempt")
+        self._plateaus = Slots(folder, "plateaus")
 
     def write_record(self, record: RunRecord) -> None:
         write_whole(self._folder / "run", record.to_bytes())
@@ -98,6 +100,13 @@ class RunStore:
 
     def write_attempt(self, id_: RoundId) -> None:
         self._attempt.write(_ROUND_ID.pack(*id_))
+
+    def write_plateaus(self, states: bytes) -> None:
+        self._plateaus.write(states)
+
+    @property
+    def plateaus(self) -> bytes | None:
+        return self._plateaus.value
 
     @property
     def last_decision(self) -> Decision | None:

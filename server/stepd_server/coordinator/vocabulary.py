@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from stepd_server.exact import ExactSum
 
@@ -32,6 +33,9 @@ class RoundId(NamedTuple):
     def __str__(self) -> str:
         return f"{self.round}/{self.attempt}"
 
+
+# A log line needs no more.
+_NORMS_SHOWN: Final = 8
 
 # One shard's part of a norm: the sum of |g|^p, or for p = infinity the largest |g|.
 NormPart: TypeAlias = ExactSum | float
@@ -75,10 +79,27 @@ class Outcome(enum.Enum):
 
 @dataclass(frozen=True)
 class GroupRates:
-    """One group in one step: its rate, and what its own clip multiplies its gradient by."""
+    """One group in one step: its rate, what its own clip multiplies its gradient by, and its momentum if that is not
+    the rule's own."""
 
     lr: float
     clip_scale: float = 1.0
+    momentum: float | None = None
+
+
+# By parameter, for layerwise rules: the two sums of squares that one shard found.
+Measures: TypeAlias = Mapping[int, tuple[ExactSum, ExactSum]]
+
+
+class TensorNorms(NamedTuple):
+    """The norms of one whole tensor that its layerwise rule asked for."""
+
+    parameter: int
+    first: float
+    second: float
+
+    def __str__(self) -> str:
+        return f"{self.parameter}: {self.first:g} {self.second:g}"
 
 
 @dataclass(frozen=True)
@@ -96,6 +117,7 @@ class Decision:
         members: who took part, by rank.
         nonfinite: who sent values that are not finite, in any attempt of the round.
         quarantined: who was left out for it.
+        norms: of APPLIED, for every parameter that has a gradient and a layerwise rule.
     """
 
     id: RoundId
@@ -107,6 +129,7 @@ class Decision:
     members: tuple[Member, ...]
     nonfinite: tuple[Nonfinite, ...] = ()
     quarantined: tuple[Member, ...] = ()
+    norms: tuple[TensorNorms, ...] = ()
 
     @property
     def step_before(self) -> int:
@@ -119,9 +142,23 @@ class Decision:
         words.append("rates " + " ".join(f"{group.lr:g}" for group in self.groups))
         if any(group.clip_scale != 1.0 for group in self.groups):
             words.append("group scales " + " ".join(f"{group.clip_scale:.6g}" for group in self.groups))
+        if any(group.momentum is not None for group in self.groups):
+            momenta = ("-" if group.momentum is None else f"{group.momentum:g}" for group in self.groups)
+            words.append("momenta " + " ".join(momenta))
         words.append("of " + (" ".join(map(str, self.members)) or "nobody"))
         if self.nonfinite:
             words.append("not finite: " + ", ".join(map(str, self.nonfinite)))
         if self.quarantined:
             words.append("left out: " + " ".join(map(str, self.quarantined)))
+        if self.norms:
+            words.append("norms of " + ", ".join(map(str, self.norms[:_NORMS_SHOWN])))
         return ", ".join(words)
+
+
+class Phase(enum.Enum):
+    WAITING = "waiting"
+    GATHERING = "gathering"
+    MEASURING = "measuring"
+    FINISHING = "finishing"
+    RECOVERING = "recovering"
+    LOST = "lost"

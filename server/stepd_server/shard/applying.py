@@ -3,66 +3,165 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
 
 import numpy as np
 
-from stepd.limits import BLOCK_ELEMENTS
-from stepd.rules import Block, Moment
+from stepd.errors import FailedPrecondition
+from stepd.rules import Block, Moment, Reach, Rule
+from stepd.rules.base import Array
 from stepd.v1 import round_pb2
 from stepd_server.shard.arena import Arena
 from stepd_server.shard.averaging import Averaging
-from stepd_server.shard.plan import Span
-from stepd_server.shard.scratch import aligned_empty
+from stepd_server.shard.plan import Bools, Span
+from stepd_server.shard.scratch import Scratch
 from stepd_server.shard.sums import Shaping
 
 # Spans between two pauses: about a chunk of a pull, and under a millisecond of work.
-_SPANS_AT_ONCE = 4
+_SPANS_AT_ONCE: Final = 4
+# Rules that see a tensor whole may multiply matrices: with more elements than this, Muon takes over a millisecond.
+_WHOLE_ELEMENTS_AT_ONCE: Final = 64 * 64
 
 
-def apply_step(
-    arena: Arena, spans: Sequence[Span], shaping: Shaping, decision: round_pb2.Decision, averaging: Averaging
-) -> Iterator[int]:
-    """Update parameters and buffers of all spans, a few at a time.
+class Turn(NamedTuple):
+    """Spans between two pauses. `long`: they may take far longer than a turn of the event loop should."""
 
-    Args:
-        arena: whose accumulator holds the sum of contributions.
-        spans: what the contributions touched, ascending.
-        shaping: what makes the sum a gradient.
-        decision: the rates and factors.
-        averaging: takes in what the spans hold then.
+    spans: Sequence[Span]
+    long: bool = False
 
-    Yields:
-        Up to which element of the flat space parameters are final.
+
+class _Group(NamedTuple):
+    """One group in one step.
+
+    Attributes:
+        rule: with the momentum of the step.
+        chosen: which of the group's buffers it has: some rules have none without momentum.
+        scale: what the gradient is multiplied by.
+        lr: rate.
+        scalars: how many the rule keeps for a parameter.
     """
-    groups = arena.piece.groups
-    rows = 1 + max((g.rule.scratch for g in groups), default=0)
-    scratch = aligned_empty(rows, BLOCK_ELEMENTS, arena.piece.dtype)
-    # Read from the message once: it is slow to ask for each of thousands of spans.
-    factors = [(rates.clip_scale * decision.clip_scale, rates.lr) for rates in decision.groups]
-    kept = [len(group.rule.scalars()) for group in groups]
-    advanced: dict[int, tuple[float, ...]] = {}
-    with np.errstate(all="ignore"):
-        for i, span in enumerate(spans):
-            group, (scale, lr) = groups[span.group], factors[span.group]
-            size = span.stop - span.start
-            g = scratch[0, :size]
-            shaped = shaping.apply(arena.accumulator[span.start : span.stop], span.group, g)
-            np.multiply(shaped, scale, out=g)
-            begin, end = span.start - group.start, span.stop - group.start
-            block = Block(
-                p=arena.parameters[span.start : span.stop],
-                g=g,
-                buffers=tuple(buffer[begin:end] for buffer in arena.buffers[span.group]),
-                scratch=tuple(scratch[1 : 1 + group.rule.scratch, :size]),
-            )
-            scalars = arena.scalars(span.slice, kept[span.group]) if kept[span.group] else ()
-            at = Moment(int(arena.updates[span.slice]) + 1, lr, scalars)
-            group.rule.update(block, at)
-            averaging.add(span.start, span.stop, g)
-            if scalars:
-                advanced[span.slice] = group.rule.advance(at)
-            if i % _SPANS_AT_ONCE == _SPANS_AT_ONCE - 1:
-                yield span.stop
-    # All blocks of a slice are updated by the scalars from before the step.
-    for index, values in advanced.items():
-        arena.set_scalars(index, values)
+
+    rule: Rule
+    chosen: tuple[int, ...]
+    scale: float
+    lr: float
+    scalars: int
+
+
+class Step:
+    """What a decision makes of the gathered gradient, span by span."""
+
+    def __init__(self, arena: Arena, shaping: Shaping, decision: round_pb2.Decision, scratch: Scratch) -> None:
+        """
+        Args:
+            arena: whose accumulator holds the sum of contributions.
+            shaping: what makes the sum a gradient.
+            decision: the rates and factors, and the norms that layerwise rules ask for.
+            scratch: of the run.
+        """
+        self._arena = arena
+        self._shaping = shaping
+        self._scratch = scratch
+        # Read from the message once: it is slow to ask for each of thousands of spans.
+        self._groups = [
+            _in_step(group.rule, rates, rates.clip_scale * decision.clip_scale)
+            for group, rates in zip(arena.piece.groups, decision.groups, strict=True)
+        ]
+        self._norms = {norms.parameter: (norms.first, norms.second) for norms in decision.norms}
+        self._averaging = Averaging(arena, decision.step)
+        self._advanced: dict[int, tuple[float, ...]] = {}
+
+    def turns(self, spans: Sequence[Span]) -> Iterator[Turn]:
+        """The spans, ascending, a few at a time."""
+        few: list[Span] = []
+        for span in self._arena.piece.joined(spans):
+            whole = self._groups[span.group].rule.reach is Reach.WHOLE
+            if whole and span.stop - span.start > _WHOLE_ELEMENTS_AT_ONCE:
+                if few:
+                    yield Turn(few)
+                yield Turn([span], long=True)
+                few = []
+                continue
+            few.append(span)
+            if len(few) == _SPANS_AT_ONCE:
+                yield Turn(few)
+                few = []
+        if few:
+            yield Turn(few)
+
+    def check(self, spans: Sequence[Span]) -> None:
+        """Raise FailedPrecondition if norms are missing that updating the spans takes."""
+        for span in spans:
+            if self._groups[span.group].rule.reach is Reach.LAYERWISE and self.parameter(span) not in self._norms:
+                raise FailedPrecondition(f"the decision lacks the norms of parameter {self.parameter(span)}")
+
+    def parameter(self, span: Span) -> int:
+        """Id of the first parameter in a span."""
+        return self._arena.piece.slices[span.slice].parameter
+
+    def measure(self, span: Span) -> tuple[Array, Array]:
+        """What a layerwise rule wants the norms of; good until the next call of anything here."""
+        with np.errstate(all="ignore"):
+            return self._groups[span.group].rule.measure(self._block(span), self._moment(span))
+
+    def update(self, spans: Sequence[Span]) -> None:
+        """Update parameters and buffers, and the run's average."""
+        # Here and not around all turns: it belongs to a thread and a task.
+        with np.errstate(all="ignore"):
+            for span in spans:
+                rule, at = self._groups[span.group].rule, self._moment(span)
+                block = self._block(span)
+                rule.update(block, at)
+                self._averaging.add(span.start, span.stop, block.g)
+                if at.scalars:
+                    self._advanced[span.slice] = rule.advance(at)
+
+    def average_untouched(self, touched: Bools) -> Iterator[None]:
+        """Average what the step has left as it is, with pauses, at the very end."""
+        return self._averaging.add_untouched(touched)
+
+    def finish(self) -> None:
+        """Write the scalars, once all spans are updated: all blocks of a tensor go by those from before the step."""
+        for index, values in self._advanced.items():
+            self._arena.set_scalars(index, values)
+
+    def _moment(self, span: Span) -> Moment:
+        arena, group = self._arena, self._groups[span.group]
+        scalars = arena.scalars(span.slice, group.scalars) if group.scalars else ()
+        at = Moment(int(arena.updates[span.slice]) + 1, group.lr, scalars)
+        if group.rule.reach is Reach.LAYERWISE:
+            id_ = self.parameter(span)
+            at = at._replace(name=arena.piece.spec.parameters[id_].name, norms=self._norms.get(id_, at.norms))
+        return at
+
+    def _block(self, span: Span) -> Block:
+        arena, (rule, chosen, scale, *_) = self._arena, self._groups[span.group]
+        piece = arena.piece.groups[span.group]
+        size = span.stop - span.start
+        g, *scratch = self._scratch.rows(1 + rule.scratch, size)
+        shaped = self._shaping.apply(arena.accumulator[span.start : span.stop], span.group, g)
+        np.multiply(shaped, scale, out=g)
+        places, buffers = piece.places(span), arena.buffers[span.group]
+        return Block(
+            p=arena.parameters[span.start : span.stop],
+            g=g,
+            buffers=tuple(buffers[i][places[i]] for i in chosen),
+            scratch=tuple(scratch),
+            shape=piece.shapes[span.slice - piece.first] if rule.reach is Reach.WHOLE else (),
+        )
+
+
+def _in_step(rule: Rule, rates: round_pb2.GroupRates, scale: float) -> _Group:
+    kept = {buffer.name: index for index, buffer in enumerate(rule.buffers())}
+    if rates.HasField("momentum"):
+        rule = rule.cycled(rates.momentum)
+    chosen = tuple(kept[buffer.name] for buffer in rule.buffers())
+    return _Group(rule, chosen, scale, rates.lr, len(rule.scalars()))
+
+
+def without_norms(decision: round_pb2.Decision) -> round_pb2.Decision:
+    """The decision without what only shards need, which may be hundreds of kilobytes."""
+    told = round_pb2.Decision()
+    told.CopyFrom(decision)
+    told.ClearField("norms")
+    return told

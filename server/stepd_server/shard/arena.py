@@ -8,7 +8,7 @@ scalars         for each slice, what else its rule keeps for its parameter: a ro
 parameters      the masters, flat
 accumulator     the gradient of the round, flat
 averaged        the run's average of the parameters, flat, if it keeps one; zeros until the first step that counts
-G.NAME          buffer NAME of group G's rule, flat over the group's stretch
+G.NAME          buffer NAME of group G's rule, flat over the group's stretch, or tensor by tensor if its size is its own
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class Arena:
                 self.averaged = _map(folder / "averaged", piece.size, piece.dtype)
             self.buffers: tuple[tuple[Array, ...], ...] = tuple(
                 tuple(
-                    _map(folder / f"{index}.{buffer.name}", group.stop - group.start, piece.dtype)
-                    for buffer in group.rule.buffers()
+                    _map(folder / f"{index}.{buffer.name}", size, piece.dtype)
+                    for buffer, size in zip(group.rule.buffers(), group.buffer_sizes, strict=True)
                 )
                 for index, group in enumerate(piece.groups)
             )
@@ -209,7 +209,7 @@ def read_prepared(folder: Path) -> shard_control_pb2.PrepareRunRequest | None:
 
 def _bytes_needed(piece: Piece) -> int:
     flat = 3 if piece.average else 2
-    arrays = flat * piece.size + sum((g.stop - g.start) * len(g.rule.buffers()) for g in piece.groups)
+    arrays = flat * piece.size + sum(sum(group.buffer_sizes) for group in piece.groups)
     return arrays * piece.dtype.itemsize
 
 

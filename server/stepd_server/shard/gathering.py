@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from stepd.errors import Aborted, InvalidArgument, MissingGradient
+from stepd.errors import Aborted, InvalidArgument, MissingGradient, StepdError
 from stepd.rules.base import Array
 from stepd.v1 import round_pb2, run_pb2, shard_control_pb2, shard_pb2
 from stepd_server.shard.coverage import Coverage, Track
@@ -257,3 +257,10 @@ def as_array(data: memoryview, dtype: np.dtype[Any]) -> Array:
 def members_text(members: Sequence[round_pb2.Member]) -> str:
     """Members by name and rank, for messages."""
     return ", ".join(f"{m.worker} (rank {m.rank})" for m in members) or "nobody"
+
+
+def cut_short(at: int, size: int) -> StepdError:
+    """The error for a stream that lacks elements."""
+    return InvalidArgument(
+        f"the stream ended after {at} of {size} elements", reason="BAD_CHUNK", expected=size, given=at
+    )

@@ -6,6 +6,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from stepd.averages import Average
 from stepd.errors import InvalidArgument
 from stepd.layout import Slice, flat_starts, slices_of
-from stepd.rules import Rule
+from stepd.rules import Reach, Rule, Shape
 from stepd.specs import average_from_proto, optimizer_from_proto
 from stepd.v1 import run_pb2
 
@@ -23,7 +24,8 @@ Counts = np.ndarray[Any, np.dtype[np.int64]]
 
 @dataclass(frozen=True)
 class Span:
-    """Consecutive elements of the flat space that are worked on together: one block, or several small tensors.
+    """Consecutive elements of the flat space that are worked on together: one block, or several small tensors; or a
+    tensor whose rule must see it whole.
 
     Attributes:
         start, stop: in the flat space.
@@ -41,11 +43,41 @@ class Span:
 
 @dataclass(frozen=True)
 class GroupPiece:
-    """The part of a group that lies on this shard: one stretch, as parameters are in the order of their groups."""
+    """The part of a group that lies on this shard: one stretch, as parameters are in the order of their groups.
+
+    Attributes:
+        rule: with the group's own hyperparameters.
+        start, stop: in the flat space.
+        first: index of its first slice.
+        shapes: of the parameters of its slices.
+    """
 
     rule: Rule
     start: int
     stop: int
+    first: int
+    shapes: tuple[Shape, ...]
+
+    @cached_property
+    def buffer_sizes(self) -> tuple[int, ...]:
+        """Elements of each of the rule's buffers."""
+        if self.rule.reach is Reach.WHOLE:
+            return tuple(starts[-1] for starts in self._buffer_starts)
+        return (self.stop - self.start,) * len(self.rule.buffers())
+
+    @cached_property
+    def _buffer_starts(self) -> tuple[list[int], ...]:
+        """By buffer: where in it each slice's own begins, and where the last one ends."""
+        return tuple(
+            list(accumulate((buffer.size(shape) for shape in self.shapes), initial=0)) for buffer in self.rule.buffers()
+        )
+
+    def places(self, span: Span) -> list[slice]:
+        """By buffer: where in it a span's elements have theirs."""
+        if self.rule.reach is Reach.WHOLE:
+            index = span.slice - self.first
+            return [slice(starts[index], starts[index + 1]) for starts in self._buffer_starts]
+        return [slice(span.start - self.start, span.stop - self.start)] * len(self.rule.buffers())
 
 
 @dataclass(frozen=True)
@@ -88,14 +120,13 @@ class Piece:
     @cached_property
     def groups(self) -> tuple[GroupPiece, ...]:
         of_slice = [self.group_of(i) for i in range(len(self.slices))]
-        return tuple(
-            GroupPiece(
-                optimizer_from_proto(group.optimizer),
-                self.starts[bisect_left(of_slice, index)],
-                self.starts[bisect_right(of_slice, index)],
-            )
-            for index, group in enumerate(self.spec.groups)
-        )
+        shapes = [tuple(self.spec.parameters[s.parameter].shape) for s in self.slices]
+        pieces = []
+        for index, group in enumerate(self.spec.groups):
+            first, last = bisect_left(of_slice, index), bisect_right(of_slice, index)
+            rule = optimizer_from_proto(group.optimizer)
+            pieces.append(GroupPiece(rule, self.starts[first], self.starts[last], first, tuple(shapes[first:last])))
+        return tuple(pieces)
 
     @cached_property
     def average(self) -> Average | None:
@@ -141,9 +172,9 @@ class Piece:
 
         Neighbours share a span while together they are no larger than a block, so that ten thousand small tensors cost
         what one large one does; but only if they share group and number of updates, which is all that a rule sees,
-        unless it keeps scalars: these may differ from parameter to parameter.
+        unless it keeps scalars or looks beyond elements: these may differ from parameter to parameter.
         """
-        alone = [bool(group.rule.scalars()) for group in self.groups]
+        alone = [bool(group.rule.scalars()) or group.rule.reach is not Reach.ELEMENTWISE for group in self.groups]
         spans: list[Span] = []
         blocks: list[int] = []
         start = stop = slice_index = -1
@@ -166,3 +197,15 @@ class Piece:
                 stop = end
         close()
         return spans
+
+    def joined(self, spans: Iterable[Span]) -> list[Span]:
+        """The spans that rules update: as they are, but of rules that must see a tensor whole, each whole tensor."""
+        joined: list[Span] = []
+        for span in spans:
+            if self.groups[span.group].rule.reach is not Reach.WHOLE:
+                joined.append(span)
+            elif span.start == self.starts[span.slice]:
+                stop = self.starts[span.slice + 1]
+                blocks = np.arange(0, stop - span.start, self.block)
+                joined.append(Span(span.start, stop, span.group, span.slice, blocks))
+        return joined

@@ -4,56 +4,41 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from functools import partial
-
-import numpy as np
+from collections.abc import AsyncGenerator, AsyncIterator
 
 from stepd import wire
-from stepd.errors import FailedPrecondition, NotFound, Unavailable
-from stepd.limits import BLOCK_ELEMENTS, CHUNK_BYTES, READER_GRACE_S, WAIT_S
+from stepd.errors import Aborted, FailedPrecondition, Unavailable
+from stepd.limits import READER_GRACE_S, WAIT_S
 from stepd.rules.base import Array
 from stepd.v1 import round_pb2, shard_control_pb2, shard_pb2
-from stepd_server.shard.applying import apply_step
+from stepd_server.shard.applying import Step, without_norms
 from stepd_server.shard.arena import Arena
-from stepd_server.shard.averaging import Averaging, averaged, check_averages
 from stepd_server.shard.extending import Extension
 from stepd_server.shard.gathering import (
     Contribution,
     Gathering,
     as_array,
     key_of,
-    layout_changed,
     restarted,
     status_outside,
 )
 from stepd_server.shard.loading import cut_short, lacking, load
-from stepd_server.shard.reading import Reader, cut_into, pending, version_passed
-from stepd_server.shard.signal import Signal
-from stepd_server.shard.staging import Staging
+from stepd_server.shard.measuring import Measuring
+from stepd_server.shard.pulling import Pulling
+from stepd_server.shard.scratch import Scratch
 
 log = logging.getLogger(__name__)
 
 
-class ShardRun:
+class ShardRun(Pulling):
     """A run's piece with its round."""
 
     def __init__(self, arena: Arena) -> None:
-        self.arena = arena
-        self.staging = Staging(arena)
-        self.name = arena.piece.spec.name
-        self.closed = False
+        super().__init__(arena)
         # A group that is being added: the run with it, until it counts.
         self.extension: Extension | None = None
-        self._changed = Signal()
-        self._gathering: Gathering | None = None
-        # The latest decision that has taken effect or is being applied.
-        self._decision: round_pb2.Decision | None = None
-        self._finishing: asyncio.Task[int] | None = None
-        # Up to which element parameters have the version that is being applied; None between steps.
-        self._applied_to: int | None = None
-        self._readers: set[Reader] = set()
         self._loaded = 0
+        self._scratch = Scratch(arena.piece)
 
     # --- Initial parameters -------------------------------------------------------------------------------------
 
@@ -175,6 +160,23 @@ class ShardRun:
             )
             self._check_current(gathering)
 
+    async def measure(self, draft: round_pb2.Decision) -> list[shard_control_pb2.MeasureRoundResponse]:
+        """Find the norms of tensors that a decision lacks."""
+        self._check_alive()
+        gathering = self._gathering
+        if gathering and gathering.id > (draft.id.round, draft.id.attempt):
+            raise restarted(self.name, *gathering.id)
+        self._check_decision(draft)
+        assert gathering and gathering.spans is not None  # noqa: PT018
+        step = Step(self.arena, gathering.shaping, draft, self._scratch)
+        measuring = Measuring(self.arena.piece, step, gathering.spans)
+        for _ in measuring.turns():
+            await asyncio.sleep(0)
+            self._check_current(gathering)
+            if self._finishing is not None:
+                raise Aborted(f"run {self.name!r}: round {draft.id.round} is decided", reason="ROUND_RESTARTED")
+        return list(measuring.messages())
+
     async def finish(self, decision: round_pb2.Decision) -> int:
         """Carry a decision out; give the number of steps applied then."""
         self._check_alive()
@@ -201,7 +203,7 @@ class ShardRun:
             if decision.outcome == round_pb2.OUTCOME_APPLIED:
                 await self._apply(decision)
             else:
-                self._decision = decision
+                self._decision = without_norms(decision)
             self.arena.finish(decision.step)
             self._gathering = None
             return self.arena.step
@@ -218,24 +220,31 @@ class ShardRun:
         gathering = self._gathering
         assert gathering is not None
         assert gathering.spans is not None
+        step = Step(self.arena, gathering.shaping, decision, self._scratch)
+        step.check(gathering.spans)
         await self._changed.until(lambda: not self._readers, READER_GRACE_S)
         for reader in self._readers:
             reader.cut = True
         self._applied_to = 0
-        self._decision = decision
+        self._decision = without_norms(decision)
         self.arena.begin()
         self._changed.notify()
-        # In turns with the streams and not in a thread of its own: a thread would ask for the interpreter lock some
-        # fifteen times a block, and wait for the streams' use of it each time (measured: three times as long).
-        averaging = Averaging(self.arena, decision.step)
-        for final in apply_step(self.arena, gathering.spans, gathering.shaping, decision, averaging):
-            self._applied_to = final
+        # In turns with the streams and not in a thread: that would ask for the interpreter lock some fifteen times a
+        # block, and wait for the streams' use of it each time. A tensor that a rule sees whole can take seconds, nearly
+        # all without that lock: there a thread costs little, and streams and the heartbeat go on.
+        for turn in step.turns(gathering.spans):
+            if turn.long:
+                await asyncio.to_thread(step.update, turn.spans)
+            else:
+                step.update(turn.spans)
+            self._applied_to = turn.spans[-1].stop
             self._changed.notify()
             await asyncio.sleep(0)
+        step.finish()
         self.arena.updates[gathering.touched] += 1
         self._applied_to = self.arena.piece.size
         self._changed.notify()
-        for _ in averaging.add_untouched(gathering.touched):
+        for _ in step.average_untouched(gathering.touched):
             await asyncio.sleep(0)
 
     # --- Groups that are added ----------------------------------------------------------------------------------
@@ -263,123 +272,12 @@ class ShardRun:
             raise FailedPrecondition(f"run {self.name!r}: version {version} of the layout was not prepared here")
         self.arena, self.extension = extension.settle(), None
         self.staging = self.staging.extended(self.arena)
+        self._scratch = Scratch(self.arena.piece)
         self._gathering = None
         self._changed.notify()
         log.info("run %r: extended, version %d of the layout", self.name, version)
 
-    def _has_layout(self, version: int) -> bool:
-        """Whether a caller's layout is the present one; one that is to come may be waited for."""
-        present = self.arena.piece.version
-        if version < present:
-            raise layout_changed(self.name, present)
-        return version == present
-
-    # --- Parameters ---------------------------------------------------------------------------------------------
-
-    async def pull(self, request: shard_pb2.PullRequest) -> AsyncGenerator[bytes, None]:
-        """Stream one version of the parameters, or of their averages."""
-        if request.averaged:
-            check_averages(self.arena.piece)
-        await self._wait(lambda: self._has_version(request), request.round if request.HasField("round") else None)
-        # From here to the first yield nothing else runs: the version cannot change before the reader is known.
-        reader = Reader(state=request.state)
-        self._readers.add(reader)
-        try:
-            step = self._present_step
-            header = shard_pb2.PullHeader(step=step, round=self._round, decision=self._decision)
-            ranges = [(r.start, r.start + r.count) for r in request.ranges] or [(0, self.arena.piece.size)]
-            if request.ranges:
-                self.arena.piece.covered(ranges)
-            if request.state:
-                self.staging.describe(header)
-            yield wire.encode_header(shard_pb2.PullResponse, header)
-            for start, part in self.staging.chunks() if request.state else ():
-                if reader.cut:
-                    raise version_passed(self.name, step, self._present_step)
-                yield wire.encode_chunk(start, part.nbytes, [part])
-            if request.state:
-                return
-            # Averages that a rule has to be asked for are made a block at a time.
-            size = CHUNK_BYTES // self.arena.piece.dtype.itemsize
-            for start, stop in cut_into(ranges, min(size, BLOCK_ELEMENTS) if request.averaged else size):
-                # What a step leaves as it is is averaged last.
-                await self._until_final(None if request.averaged else stop)
-                if reader.cut:
-                    raise version_passed(self.name, step, self._present_step)
-                content = averaged(self.arena, start, stop) if request.averaged else self.arena.parameters[start:stop]
-                yield wire.encode_chunk(start, content.nbytes, [content.view(np.uint8).data])
-        finally:
-            self._readers.discard(reader)
-            self._changed.notify()
-
-    def _has_version(self, request: shard_pb2.PullRequest) -> bool:
-        """Whether the parameters asked for are here, or on their way through an update."""
-        self._check_alive()
-        if not self.arena.sealed:
-            raise FailedPrecondition(f"run {self.name!r} has not started", reason="RUN_NOT_STARTED")
-        if not self._has_layout(request.layout_version):
-            return False
-        if request.HasField("round") and request.round >= self._round:
-            gathering = self._gathering
-            if gathering is not None and request.HasField("attempt") and self._finishing is None:
-                round_number, attempt = gathering.id
-                if round_number == request.round and attempt > request.attempt:
-                    raise restarted(self.name, round_number, attempt)
-            return False
-        if request.HasField("step"):
-            step = self._present_step
-            if step > request.step:
-                raise version_passed(self.name, request.step, step)
-            return step == request.step and self._rests_for(request)
-        return self._rests_for(request)
-
-    def _rests_for(self, request: shard_pb2.PullRequest) -> bool:
-        """Whether nothing changes what is asked for in a way that cannot be followed: the state, counts and all."""
-        return not request.state or (self._applied_to is None and not self.staging.busy)
-
-    async def _until_final(self, stop: int | None) -> None:
-        """Wait until parameters are final up to an element; None: until no step is under way."""
-        if not self._is_final(stop):
-            await self._changed.until(partial(self._is_final, stop))
-
-    def _is_final(self, stop: int | None) -> bool:
-        self._check_alive()
-        return self._applied_to is None or (stop is not None and self._applied_to >= stop)
-
-    # --- What everything above asks -----------------------------------------------------------------------------
-
-    @property
-    def _round(self) -> int:
-        """Rounds decided, as far as this shard has begun to carry them out."""
-        return self.arena.round + (self._applied_to is not None)
-
-    @property
-    def _present_step(self) -> int:
-        """Steps applied, the one under way included."""
-        return self._decision.step if self._applied_to is not None and self._decision else self.arena.step
-
-    async def _wait(self, condition: Callable[[], bool], round_number: int | None) -> None:
-        """Wait for a round, but not so long that a dead connection goes unnoticed: the caller asks again."""
-        if await self._changed.until(condition, WAIT_S):
-            return
-        now = self.arena.round if round_number is None else round_number
-        raise pending(self.name, now, self._gathering.awaited if self._gathering else None)
-
-    def _check_alive(self) -> bool:
-        if self.closed:
-            raise NotFound(f"run {self.name!r} was deleted", reason="RUN_NOT_FOUND", run=self.name)
-        if self.arena.torn and self._finishing is None:
-            raise FailedPrecondition(
-                f"run {self.name!r} is lost: the shard died in the middle of step {self.arena.step + 1}",
-                reason="RUN_LOST",
-            )
-        return True
-
-    def _check_current(self, gathering: Gathering) -> None:
-        self._check_alive()
-        if self._gathering is not gathering:
-            now = self._gathering.id if self._gathering else (self.arena.round, 0)
-            raise restarted(self.name, *now)
+    # --- State of the optimizer ---------------------------------------------------------------------------------
 
     async def commit_state(self, request: shard_control_pb2.CommitStateRequest) -> None:
         """Put the held state into use before a round."""

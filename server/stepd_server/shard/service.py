@@ -146,6 +146,12 @@ class ShardService(shard_control_pb2_grpc.ShardControlServicer):
         async for message in self._run(request.run).gather(request):
             yield message
 
+    async def MeasureRound(
+        self, request: shard_control_pb2.MeasureRoundRequest, _: Context
+    ) -> AsyncGenerator[shard_control_pb2.MeasureRoundResponse, None]:
+        for message in await self._run(request.run).measure(request.decision):
+            yield message
+
     async def FinishRound(
         self, request: shard_control_pb2.FinishRoundRequest, _: Context
     ) -> shard_control_pb2.FinishRoundResponse:

@@ -1,0 +1,152 @@
+"""Where one run stands on a shard, and who reads it: pulls wait for a version, and are cut before it is overwritten."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from functools import partial
+
+import numpy as np
+
+from stepd import wire
+from stepd.errors import FailedPrecondition, NotFound
+from stepd.limits import BLOCK_ELEMENTS, CHUNK_BYTES, WAIT_S
+from stepd.v1 import round_pb2, shard_pb2
+from stepd_server.shard.arena import Arena
+from stepd_server.shard.averaging import averaged, check_averages
+from stepd_server.shard.gathering import Gathering, layout_changed, restarted
+from stepd_server.shard.reading import Reader, cut_into, pending, version_passed
+from stepd_server.shard.signal import Signal
+from stepd_server.shard.staging import Staging
+
+
+class Pulling:
+    """A run's piece as its readers see it. What changes it is in run.py."""
+
+    def __init__(self, arena: Arena) -> None:
+        self.arena = arena
+        self.staging = Staging(arena)
+        self.name = arena.piece.spec.name
+        self.closed = False
+        self._changed = Signal()
+        self._gathering: Gathering | None = None
+        # The latest decision that has taken effect or is being applied.
+        self._decision: round_pb2.Decision | None = None
+        self._finishing: asyncio.Task[int] | None = None
+        # Up to which element parameters have the version that is being applied; None between steps.
+        self._applied_to: int | None = None
+        self._readers: set[Reader] = set()
+
+    # --- Parameters ---------------------------------------------------------------------------------------------
+
+    async def pull(self, request: shard_pb2.PullRequest) -> AsyncGenerator[bytes, None]:
+        """Stream one version of the parameters, or of their averages."""
+        if request.averaged:
+            check_averages(self.arena.piece)
+        await self._wait(lambda: self._has_version(request), request.round if request.HasField("round") else None)
+        # From here to the first yield nothing else runs: the version cannot change before the reader is known.
+        reader = Reader(state=request.state)
+        self._readers.add(reader)
+        try:
+            step = self._present_step
+            header = shard_pb2.PullHeader(step=step, round=self._round, decision=self._decision)
+            ranges = [(r.start, r.start + r.count) for r in request.ranges] or [(0, self.arena.piece.size)]
+            if request.ranges:
+                self.arena.piece.covered(ranges)
+            if request.state:
+                self.staging.describe(header)
+            yield wire.encode_header(shard_pb2.PullResponse, header)
+            for start, part in self.staging.chunks() if request.state else ():
+                if reader.cut:
+                    raise version_passed(self.name, step, self._present_step)
+                yield wire.encode_chunk(start, part.nbytes, [part])
+            if request.state:
+                return
+            # Averages that a rule has to be asked for are made a block at a time.
+            size = CHUNK_BYTES // self.arena.piece.dtype.itemsize
+            for start, stop in cut_into(ranges, min(size, BLOCK_ELEMENTS) if request.averaged else size):
+                # What a step leaves as it is is averaged last.
+                await self._until_final(None if request.averaged else stop)
+                if reader.cut:
+                    raise version_passed(self.name, step, self._present_step)
+                content = averaged(self.arena, start, stop) if request.averaged else self.arena.parameters[start:stop]
+                yield wire.encode_chunk(start, content.nbytes, [content.view(np.uint8).data])
+        finally:
+            self._readers.discard(reader)
+            self._changed.notify()
+
+    def _has_version(self, request: shard_pb2.PullRequest) -> bool:
+        """Whether the parameters asked for are here, or on their way through an update."""
+        self._check_alive()
+        if not self.arena.sealed:
+            raise FailedPrecondition(f"run {self.name!r} has not started", reason="RUN_NOT_STARTED")
+        if not self._has_layout(request.layout_version):
+            return False
+        if request.HasField("round") and request.round >= self._round:
+            gathering = self._gathering
+            if gathering is not None and request.HasField("attempt") and self._finishing is None:
+                round_number, attempt = gathering.id
+                if round_number == request.round and attempt > request.attempt:
+                    raise restarted(self.name, round_number, attempt)
+            return False
+        if request.HasField("step"):
+            step = self._present_step
+            if step > request.step:
+                raise version_passed(self.name, request.step, step)
+            return step == request.step and self._rests_for(request)
+        return self._rests_for(request)
+
+    def _rests_for(self, request: shard_pb2.PullRequest) -> bool:
+        """Whether nothing changes what is asked for in a way that cannot be followed: the state, counts and all."""
+        return not request.state or (self._applied_to is None and not self.staging.busy)
+
+    async def _until_final(self, stop: int | None) -> None:
+        """Wait until parameters are final up to an element; None: until no step is under way."""
+        if not self._is_final(stop):
+            await self._changed.until(partial(self._is_final, stop))
+
+    def _is_final(self, stop: int | None) -> bool:
+        self._check_alive()
+        return self._applied_to is None or (stop is not None and self._applied_to >= stop)
+
+    # --- What everything asks -----------------------------------------------------------------------------
+
+    @property
+    def _round(self) -> int:
+        """Rounds decided, as far as this shard has begun to carry them out."""
+        return self.arena.round + (self._applied_to is not None)
+
+    @property
+    def _present_step(self) -> int:
+        """Steps applied, the one under way included."""
+        return self._decision.step if self._applied_to is not None and self._decision else self.arena.step
+
+    async def _wait(self, condition: Callable[[], bool], round_number: int | None) -> None:
+        """Wait for a round, but not so long that a dead connection goes unnoticed: the caller asks again."""
+        if await self._changed.until(condition, WAIT_S):
+            return
+        now = self.arena.round if round_number is None else round_number
+        raise pending(self.name, now, self._gathering.awaited if self._gathering else None)
+
+    def _check_alive(self) -> bool:
+        if self.closed:
+            raise NotFound(f"run {self.name!r} was deleted", reason="RUN_NOT_FOUND", run=self.name)
+        if self.arena.torn and self._finishing is None:
+            raise FailedPrecondition(
+                f"run {self.name!r} is lost: the shard died in the middle of step {self.arena.step + 1}",
+                reason="RUN_LOST",
+            )
+        return True
+
+    def _check_current(self, gathering: Gathering) -> None:
+        self._check_alive()
+        if self._gathering is not gathering:
+            now = self._gathering.id if self._gathering else (self.arena.round, 0)
+            raise restarted(self.name, *now)
+
+    def _has_layout(self, version: int) -> bool:
+        """Whether a caller's layout is the present one; one that is to come may be waited for."""
+        present = self.arena.piece.version
+        if version < present:
+            raise layout_changed(self.name, present)
+        return version == present
