@@ -74,3 +74,19 @@ METRICS_MAX: Final = 64
 METRIC_NAME_CHARS_MAX: Final = 64
 # Reported values that a schedule has yet to be told, kept while the coordinator is away; then the oldest are dropped.
 OBSERVATIONS_MAX: Final = 1024
+
+# --- Metrics ----------------------------------------------------------------------------------------------------
+
+# A scrape is one line and a few headers.
+SCRAPE_REQUEST_BYTES_MAX: Final = 8 * KIB
+# One or two Prometheus servers, and whoever looks by hand; each holds at most one text.
+SCRAPES_AT_ONCE: Final = 16
+# From the connection to the last byte: Prometheus gives up after 10 s itself.
+SCRAPE_S: Final = 10.0
+# What a supervisor waits for each process of its fleet, all at once: within the time of a scrape.
+SCRAPE_PART_S: Final = 3.0
+# What it takes from each: far above what all runs of a fleet come to.
+SCRAPE_BYTES_MAX: Final = 64 * MIB
+# Workers of a run with series of their own, those of lowest rank: a few lines each, and a series for good in whoever
+# stores them.
+SCRAPED_WORKERS_MAX: Final = 512

@@ -37,6 +37,7 @@ class Child:
         listen: where it is told to listen; once it has, with the port it has got.
         pid: of the process that runs, or ran last; None before the first.
         ready: set once it has been ready for the first time.
+        metrics: where it serves its metrics, since it has last said so.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Child:
         self.listen = listen
         self.pid: int | None = None
         self.ready = asyncio.Event()
+        self.metrics: Target | None = None
         self._arguments = arguments
         self._environ = environ
         self._ready_event = ready_event
@@ -119,6 +121,7 @@ class Child:
             kind = event["event"]
             if kind == "listening":
                 self.listen = self.listen._replace(port=parse_target(event["target"]).port)
+                self.metrics = parse_target(event["metrics"]) if "metrics" in event else None
                 self._on_change()
             if kind == self._ready_event:
                 if self.ready.is_set():

@@ -132,6 +132,7 @@ def _add_common(flags: _Flags) -> None:
     )
     flags.add("--tokens", Path, "FILE", "who may call: lines of 'user TOKEN' or 'fleet TOKEN'")
     flags.add("--health", _target, "HOST:PORT", "a further port for health checks alone, without TLS and tokens")
+    flags.add("--metrics", _target, "HOST:PORT", "a further port for metrics (Prometheus), without TLS and tokens")
     flags.switch("--insecure", "listen beyond this machine even without TLS and tokens")
     flags.switch("--json", "print events as JSON")
     flags.switch("--lifeline", "end when standard input is closed, so that nothing outlives a killed parent")
@@ -197,6 +198,7 @@ def read_settings(args: argparse.Namespace) -> CoordinatorSettings | ShardSettin
         "listen": args.listen,
         "data_dir": args.data_dir,
         "health": args.health,
+        "metrics": args.metrics,
         "security": security,
         "json": args.json,
         "lifeline": args.lifeline,

@@ -17,7 +17,7 @@ from stepd.targets import Target
 from stepd_server.interceptors import AuthInterceptor, ErrorInterceptor
 from stepd_server.settings import CannotStart, Security
 
-__all__ = ["Health", "Listener"]
+__all__ = ["Health", "Listener", "resolve"]
 
 SERVER_OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
     *SHARED_OPTIONS,
@@ -97,10 +97,7 @@ class Listener:
 
 
 def _bind(server: grpc.aio.Server, listen: Target, security: Security) -> Target:
-    try:
-        address = _resolve(listen)
-    except OSError as error:
-        raise CannotStart(f"cannot listen on {listen}: {error.strerror}") from error
+    address = resolve(listen)
     try:
         if security.tls is None:
             port = server.add_insecure_port(str(address))
@@ -111,11 +108,17 @@ def _bind(server: grpc.aio.Server, listen: Target, security: Security) -> Target
     return Target(listen.host, port)
 
 
-def _resolve(target: Target) -> Target:
-    """One address for a name. Of several, gRPC would be content with any that is free; a fleet has one."""
-    found = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+def resolve(listen: Target) -> Target:
+    """One address for a name, or CannotStart.
+
+    Of several, gRPC would be content with any that is free; a fleet has one.
+    """
+    try:
+        found = socket.getaddrinfo(listen.host, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise CannotStart(f"cannot listen on {listen}: {error.strerror}") from error
     found.sort(key=lambda entry: entry[0] != socket.AF_INET)
-    return Target(str(found[0][4][0]), target.port)
+    return Target(str(found[0][4][0]), listen.port)
 
 
 def _why_not(address: Target) -> str:

@@ -14,6 +14,8 @@ import grpc.aio
 
 from stepd.targets import Target, is_wildcard
 from stepd_server.folders import LOCK_WAIT_S, lock_folder, temporary_folder
+from stepd_server.metrics.catalogue import Sample
+from stepd_server.metrics.endpoint import announced, serving_metrics
 from stepd_server.net import Health, Listener
 from stepd_server.process import announce, stop_event
 from stepd_server.settings import CoordinatorSettings, ServerSettings, ShardSettings
@@ -25,6 +27,7 @@ class Service(Protocol):
     """What a role needs of its service."""
 
     def add_to(self, server: grpc.aio.Server) -> None: ...
+    def samples(self) -> Iterator[Sample]: ...
     async def stop(self) -> None: ...
 
 
@@ -85,26 +88,35 @@ async def _serving(
 ) -> AsyncIterator[Target]:
     """Start `service` on its port and say so; at the end take no more calls, drain, and stop it."""
     listener = Listener(settings.listen, settings.security, health, settings.health)
-    try:
-        bound = listener.bind()
-        service.add_to(listener.server)
-        if start is not None:
-            await start()
-        await health.set_alive()
-        await listener.start()
-        announce(
-            f"stepd {role}: listening on {bound}",
-            as_json=settings.json,
-            event="listening",
-            role=role,
-            target=str(bound),
-            **about,
-        )
-        yield bound
-    finally:
-        await health.set_stopping()
-        await listener.stop()
-        await service.stop()
+
+    async def text() -> bytes:
+        from stepd_server.metrics.exposition import to_text  # noqa: PLC0415  (as above)
+
+        return to_text(service.samples())
+
+    async with serving_metrics(settings.metrics, text) as metrics:
+        try:
+            bound = listener.bind()
+            service.add_to(listener.server)
+            if start is not None:
+                await start()
+            await health.set_alive()
+            await listener.start()
+            said, known = announced(metrics)
+            announce(
+                f"stepd {role}: listening on {bound}{said}",
+                as_json=settings.json,
+                event="listening",
+                role=role,
+                target=str(bound),
+                **known,
+                **about,
+            )
+            yield bound
+        finally:
+            await health.set_stopping()
+            await listener.stop()
+            await service.stop()
 
 
 @contextlib.contextmanager

@@ -55,6 +55,7 @@ class ServerSettings:
         listen: port 0 lets the system choose.
         data_dir: for what survives a restart of the process; None keeps everything in memory.
         health: a further port for health checks alone.
+        metrics: a further port for metrics, over HTTP; None serves none.
         json: print events as JSON.
         lifeline: end when standard input is closed.
     """
@@ -62,6 +63,7 @@ class ServerSettings:
     listen: Target
     data_dir: Path | None = None
     health: Target | None = None
+    metrics: Target | None = None
     security: Security = Security()
     json: bool = False
     lifeline: bool = False

@@ -20,6 +20,7 @@ from typing import Any, Final
 from stepd.targets import Target, is_wildcard
 from stepd_server.child import Child
 from stepd_server.folders import lock_folder, temporary_folder
+from stepd_server.metrics.endpoint import announced, serving_metrics
 from stepd_server.process import announce, stop_event
 from stepd_server.settings import CannotStart, FleetSettings
 from stepd_server.tokens import FLEET_TOKEN_VARIABLE
@@ -43,18 +44,24 @@ async def run_fleet(settings: FleetSettings) -> int:
         else:
             folder = stack.enter_context(lock_folder(settings.data_dir.absolute()))
         fleet = _Fleet(settings, folder)
-        try:
-            await _unless(stop, fleet.start())
-            await _unless(stop, fleet.watch())
-        finally:
-            await fleet.end()
+        async with serving_metrics(settings.metrics, fleet.text) as fleet.metrics:
+            try:
+                await _unless(stop, fleet.start())
+                await _unless(stop, fleet.watch())
+            finally:
+                await fleet.end()
     return 0
 
 
 class _Fleet:
-    """The processes of one fleet."""
+    """The processes of one fleet.
+
+    Attributes:
+        metrics: where the metrics of all are served.
+    """
 
     def __init__(self, settings: FleetSettings, folder: Path) -> None:
+        self.metrics: Target | None = None
         self._settings = settings
         self._folder = folder
         self._environ = _environ(with_token=settings.security.tokens is not None)
@@ -92,7 +99,7 @@ class _Fleet:
         self._write()
         noun = "shard" if len(self._shards) == 1 else "shards"
         announce(
-            f"stepd: fleet of {len(self._shards)} {noun} listening on {self._target}",
+            f"stepd: fleet of {len(self._shards)} {noun} listening on {self._target}{announced(self.metrics)[0]}",
             as_json=self._settings.json,
             event="listening",
             role="fleet",
@@ -103,6 +110,13 @@ class _Fleet:
     async def watch(self) -> None:
         """Wait for ever; restarts happen meanwhile."""
         await _first(*self._tasks)
+
+    async def text(self) -> bytes:
+        """The metrics of all processes, for one scrape."""
+        # Imported where it is needed: it takes a while, and most fleets are not asked.
+        from stepd_server.metrics.fleet import scrape_all  # noqa: PLC0415
+
+        return await scrape_all({child.name: child.metrics for child in (self._coordinator, *self._shards)})
 
     async def end(self) -> None:
         """End all processes, and wait until they have ended."""
@@ -146,6 +160,9 @@ class _Fleet:
         arguments += [f"{flag}={os.fspath(path)}" for flag, path in flags.items() if path is not None]
         if self._settings.insecure:
             arguments.append("--insecure")
+        if self._settings.metrics is not None:
+            # For the supervisor alone to ask, which tells all of them in one text.
+            arguments.append("--metrics=127.0.0.1:0")
         return Child(name, listen, arguments, self._environ, ready_event=ready_event, on_change=self._write)
 
     def _state(self) -> dict[str, Any]:
@@ -155,6 +172,7 @@ class _Fleet:
         return {
             "target": str(self._target),
             "pid": os.getpid(),
+            **announced(self.metrics)[1],
             "coordinator": process(self._coordinator),
             "shards": [{"index": index, **process(child)} for index, child in enumerate(self._shards)],
         }

@@ -6,6 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
+from stepd_server.metrics.endpoint import PATH as METRICS_PATH
+
 from .check import check, expect
 from .manifests import COORDINATOR, SHARD, Manifests, Workload
 
@@ -94,7 +96,7 @@ def port_numbers_are_ports(m: Manifests) -> Iterator[str]:
 @check
 def servers_listen_where_their_ports_say(m: Manifests) -> Iterator[str]:
     for w in m.servers():
-        for flag, port in (("--listen", "grpc"), ("--health", "health")):
+        for flag, port in (("--listen", "grpc"), ("--health", "health"), ("--metrics", "metrics")):
             yield from expect(f"{w.name}: port of {flag}", w.container.port_of(flag), w.container.ports.get(port))
             host = w.container.value_of(flag).rpartition(":")[0]
             if host not in {"0.0.0.0", "[::]"}:
@@ -113,6 +115,14 @@ def probes_ask_the_health_port(m: Manifests) -> Iterator[str]:
             # Killing a server because its peers are away would help nobody: only readiness asks for more than life.
             service = READY_SERVICES.get(w.name) if probe == "readinessProbe" else None
             yield from expect(f"{w.name}: service of {probe}", grpc.get("service"), service)
+
+
+@check
+def annotations_lead_to_the_metrics(m: Manifests) -> Iterator[str]:
+    for w in m.servers():
+        wanted = {"scrape": "true", "port": str(w.container.ports.get("metrics")), "path": METRICS_PATH}
+        for name, value in wanted.items():
+            yield from expect(f"{w.name}: {name} of its metrics", w.annotations.get(f"prometheus.io/{name}"), value)
 
 
 @check

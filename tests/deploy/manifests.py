@@ -85,6 +85,12 @@ class Workload:
         return labels
 
     @property
+    def annotations(self) -> dict[str, str]:
+        """Of its pods."""
+        annotations: dict[str, str] = self.spec["template"]["metadata"].get("annotations", {})
+        return annotations
+
+    @property
     def pod(self) -> Document:
         pod: Document = self.spec["template"]["spec"]
         return pod

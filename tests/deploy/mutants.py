@@ -244,6 +244,22 @@ _WIRING = [
         lambda m: _put(m.shard.container.document["readinessProbe"]["grpc"], service="stepd.v1.Coordinator"),
     ),
     Mutant("probes_ask_the_health_port", "no probe", lambda m: m.coordinator.container.document.pop("readinessProbe")),
+    Mutant("servers_listen_where_their_ports_say", "no metrics", lambda m: _argument(m.shard, "--metrics", None)),
+    Mutant(
+        "annotations_lead_to_the_metrics",
+        "another port",
+        lambda m: _put(m.shard.annotations, **{"prometheus.io/port": "8080"}),
+    ),
+    Mutant(
+        "annotations_lead_to_the_metrics",
+        "another path",
+        lambda m: m.coordinator.annotations.pop("prometheus.io/path"),
+    ),
+    Mutant(
+        "annotations_lead_to_the_metrics",
+        "no annotations",
+        lambda m: m.coordinator.spec["template"]["metadata"].pop("annotations"),
+    ),
     Mutant("mounts_have_volumes", "no volume", lambda m: _put(_mount(m.shard, "data"), name="state")),
     Mutant("mounts_have_volumes", "not mounted", lambda m: m.shard.container.document["volumeMounts"].pop(0)),
     Mutant(

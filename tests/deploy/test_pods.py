@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -29,6 +30,8 @@ STEPD = [sys.executable, "-m", "stepd.cli"]
 STEPS = 30
 # Of a pod's start-up on a busy machine; the manifests allow more.
 START_S = 30
+# What listens, by the name of its port.
+FLAGS = {"--listen": "grpc", "--health": "health", "--metrics": "metrics"}
 
 
 class Pods:
@@ -39,9 +42,9 @@ class Pods:
         servers = [(w, i) for w in manifests.servers() for i in range(w.spec["replicas"])]
         # Held open together, so that all are different.
         with ExitStack() as held:
-            sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2 * len(servers))]
+            sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3 * len(servers))]
             free = iter([s.getsockname()[1] for s in sockets])
-        self.ports = {(w.name, i, name): next(free) for w, i in servers for name in ("grpc", "health")}
+        self.ports = {(w.name, i, name): next(free) for w, i in servers for name in FLAGS.values()}
         self._here = {
             f"{w.name}-{i}.{w.spec['serviceName']}:{w.container.ports['grpc']}": self._address(w, i, "grpc")
             for w, i in servers
@@ -83,9 +86,17 @@ class Pods:
             "--tokens": str(self._tokens),
             "--index": str(ordinal),
         }.get(flag, self._here.get(value, value))
-        if flag in {"--listen", "--health"}:
-            here = self._address(w, ordinal, "grpc" if flag == "--listen" else "health")
+        if flag in FLAGS:
+            here = self._address(w, ordinal, FLAGS[flag])
         return f"{flag}={here}"
+
+    def scraped(self, w: Workload, ordinal: int) -> str:
+        """What Prometheus gets where the annotations send it."""
+        assert w.annotations["prometheus.io/port"] == str(w.container.ports["metrics"])
+        address = f"http://{self._address(w, ordinal, 'metrics')}{w.annotations['prometheus.io/path']}"
+        with urllib.request.urlopen(address, timeout=10) as answer:
+            text: str = answer.read().decode()
+        return text
 
     def healthy(self, w: Workload, ordinal: int, probe: str) -> bool:
         """Ask as the kubelet does."""
@@ -131,6 +142,9 @@ def test_fleet_of_the_base_trains_its_demo(manifests: Manifests, pods: Pods) -> 
     said = [worker.communicate(timeout=45)[0] for worker in workers]
     assert [worker.returncode for worker in workers] == [0] * len(workers), said
     assert f"after {STEPS} steps" in said[0]
+    assert f'stepd_steps_total{{run="digits"}} {STEPS}.0' in pods.scraped(manifests.coordinator, 0)
+    for i in range(manifests.shard.spec["replicas"]):
+        assert f'stepd_step_seconds_count{{phase="apply",run="digits",shard="{i}"}}' in pods.scraped(manifests.shard, i)
 
     for w, _, process in started:
         process.send_signal(signal.SIGTERM)

@@ -37,6 +37,7 @@ def test_coordinator_understands_its_pod(manifests: Manifests, monkeypatch: pyte
     assert args.role == "coordinator"
     assert args.listen == Target("0.0.0.0", w.container.ports["grpc"])
     assert args.health == Target("0.0.0.0", w.container.ports["health"])
+    assert args.metrics == Target("0.0.0.0", w.container.ports["metrics"])
     assert args.shards == manifests.shard.spec["replicas"]
     assert args.tokens == Path("/etc/stepd/tokens/tokens")
     assert args.data_dir == Path("/var/lib/stepd")
@@ -50,6 +51,7 @@ def test_shard_understands_its_pod(manifests: Manifests, monkeypatch: pytest.Mon
     assert args.index == index
     assert args.listen == Target("0.0.0.0", w.container.ports["grpc"])
     assert args.health == Target("0.0.0.0", w.container.ports["health"])
+    assert args.metrics == Target("0.0.0.0", w.container.ports["metrics"])
     assert args.advertise == Target(f"stepd-shard-{index}.stepd-shard", w.container.ports["grpc"])
     assert args.coordinator == Target(
         "stepd-coordinator-0.stepd-coordinator", manifests.coordinator.container.ports["grpc"]

@@ -26,6 +26,7 @@ from stepd_server.coordinator.plateaus import Plateaus
 from stepd_server.coordinator.policy import policy_of
 from stepd_server.coordinator.rounds import Rounds
 from stepd_server.coordinator.store import RunRecord, RunStore
+from stepd_server.coordinator.tally import Tally
 from stepd_server.coordinator.vocabulary import Decision, Member, Phase, RoundId
 from stepd_server.coordinator.watch import Reports, Watchers
 
@@ -49,6 +50,7 @@ class Run:
     Attributes:
         record: what it is; kept in its file.
         loading_since: on the steady clock; until when its parameters may be awaited is counted from here.
+        tally: what its rounds add up to, for metrics.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Run:
     ) -> None:
         self.record = record
         self.loading_since = clocks.steady()
+        self.tally: Final = Tally(store.last_decision.step if store.last_decision else 0)
         self._spec: RunSpec = specs.run_from_proto(record.prepared.spec)
         self._store = store
         self._plateaus = Plateaus(self._spec, store.plateaus)
@@ -121,6 +124,7 @@ class Run:
         """Take an event in and do at once what follows from it, in order."""
         if self._rounds is None or self._broken:
             return
+        self.tally.take_in(event, self._clocks.steady())
         try:
             for action in self._rounds.apply(event):
                 self._perform(action)
@@ -137,6 +141,7 @@ class Run:
                 self._driver.measure(action)
             case events.Record(decided):
                 self._store.write_decision(decided)
+                self.tally.decided(decided, self._clocks.steady())
             case events.Finish():
                 self._driver.finish(action)
                 if len(action.shards) == len(self._fleet.shards):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -17,11 +17,12 @@ from stepd.limits import SHARD_INTERVAL_S
 from stepd.settings import refuse
 from stepd.v1 import coordinator_pb2 as pb
 from stepd.v1 import coordinator_pb2_grpc
-from stepd_server.coordinator import convert
+from stepd_server.coordinator import convert, metrics
 from stepd_server.coordinator.fleet import Dial, Fleet
 from stepd_server.coordinator.run import Clocks
 from stepd_server.coordinator.runs import Runs
 from stepd_server.coordinator.store import Store
+from stepd_server.metrics.catalogue import Sample
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,10 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
 
     def add_to(self, server: grpc.aio.Server) -> None:
         coordinator_pb2_grpc.add_CoordinatorServicer_to_server(self, server)
+
+    def samples(self) -> Iterator[Sample]:
+        """What there is to measure now."""
+        return metrics.samples(self._running.all() if self._running else ())
 
     async def start(self) -> None:
         """Take up what an earlier coordinator left."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable
 from functools import partial
 
@@ -15,6 +16,7 @@ from stepd.v1 import round_pb2, shard_pb2
 from stepd_server.shard.arena import Arena
 from stepd_server.shard.averaging import averaged, check_averages
 from stepd_server.shard.gathering import Gathering, layout_changed, restarted
+from stepd_server.shard.phases import Phases
 from stepd_server.shard.reading import Reader, cut_into, pending, version_passed
 from stepd_server.shard.signal import Signal
 from stepd_server.shard.staging import Staging
@@ -28,6 +30,7 @@ class Pulling:
         self.staging = Staging(arena)
         self.name = arena.piece.spec.name
         self.closed = False
+        self.phases = Phases(time.monotonic)
         self._changed = Signal()
         self._gathering: Gathering | None = None
         # The latest decision that has taken effect or is being applied.
@@ -73,6 +76,8 @@ class Pulling:
                 yield wire.encode_chunk(start, content.nbytes, [content.view(np.uint8).data])
         finally:
             self._readers.discard(reader)
+            if not self._readers:
+                self.phases.sent()
             self._changed.notify()
 
     def _has_version(self, request: shard_pb2.PullRequest) -> bool:

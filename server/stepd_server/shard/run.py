@@ -70,6 +70,7 @@ class ShardRun(Pulling):
         contribution = gathering.begin(header)
         if contribution.whole:
             return self._receipt(header, shard_pb2.RECEIPT_STATUS_DUPLICATE)
+        self.phases.began(gathering.id)
         assert contribution.track is not None
         size, dtype, at = contribution.track.size, self.arena.piece.dtype, 0
         self._changed.notify()  # a contribution that holds little may have let others go ahead
@@ -82,6 +83,7 @@ class ShardRun(Pulling):
         self._check_current(gathering)
         if not contribution.whole:
             gathering.finish(contribution)
+            self.phases.whole()
         self._changed.notify()
         return self._receipt(header, shard_pb2.RECEIPT_STATUS_ACCEPTED)
 
@@ -199,9 +201,13 @@ class ShardRun(Pulling):
             )
 
     async def _finish(self, decision: round_pb2.Decision) -> int:
+        self.phases.decided()
         try:
             if decision.outcome == round_pb2.OUTCOME_APPLIED:
                 await self._apply(decision)
+                self.phases.applied()
+                if not self._readers:
+                    self.phases.sent()
             else:
                 self._decision = without_norms(decision)
             self.arena.finish(decision.step)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +14,8 @@ import grpc
 from stepd import wire
 from stepd.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from stepd.v1 import coordinator_pb2, shard_control_pb2, shard_control_pb2_grpc, shard_pb2
+from stepd_server.metrics.catalogue import Sample
+from stepd_server.shard import metrics
 from stepd_server.shard.arena import Arena, read_prepared
 from stepd_server.shard.extending import Extension, no_extension, restore
 from stepd_server.shard.plan import Piece
@@ -32,6 +34,7 @@ class ShardService(shard_control_pb2_grpc.ShardControlServicer):
         self._index = index
         self._folder = data_dir / f"shard-{index}" / "runs"
         self._runs: dict[str, ShardRun] = {}
+        self._traffic = metrics.Traffic()
         self._folder.mkdir(parents=True, exist_ok=True)
         for folder in sorted(self._folder.iterdir()):
             self._reopen(folder)
@@ -71,6 +74,10 @@ class ShardService(shard_control_pb2_grpc.ShardControlServicer):
             if run.arena.sealed
         ]
 
+    def samples(self) -> Iterator[Sample]:
+        """What there is to measure now."""
+        return metrics.samples(self._index, self._runs.values(), self._traffic)
+
     async def stop(self) -> None:
         """End every call; the files stay."""
         for run in self._runs.values():
@@ -82,22 +89,23 @@ class ShardService(shard_control_pb2_grpc.ShardControlServicer):
         header = await _first(stream, wire.decode_load, shard_pb2.LoadParametersHeader)
         run = self._run(header.run)
         target = _extension(run, header.extension) if header.extension else run
-        await target.load(_chunks(stream))
+        await target.load(_chunks(stream, self._traffic))
         return shard_pb2.LoadParametersResponse()
 
     async def push(self, stream: AsyncIterator[bytes], _: Context) -> shard_pb2.PushResponse:
         header = await _first(stream, wire.decode_push, shard_pb2.PushHeader)
-        return await self._run(header.run).push(header, _chunks(stream))
+        return await self._run(header.run).push(header, _chunks(stream, self._traffic))
 
     async def stage_state(self, stream: AsyncIterator[bytes], _: Context) -> shard_pb2.StageStateResponse:
         header = await _first(stream, wire.decode_stage, shard_pb2.StageStateHeader)
-        await self._run(header.run).staging.stage(header, _chunks(stream))
+        await self._run(header.run).staging.stage(header, _chunks(stream, self._traffic))
         return shard_pb2.StageStateResponse()
 
     async def pull(self, request: shard_pb2.PullRequest, _: Context) -> AsyncGenerator[bytes, None]:
         # Closed at once when the caller goes away: a reader holds the next step back.
         async with aclosing(self._run(request.run).pull(request)) as messages:
             async for message in messages:
+                self._traffic.sent += len(message)
                 yield message
 
     # --- ShardControl -------------------------------------------------------------------------------------------
@@ -228,9 +236,10 @@ async def _first(stream: AsyncIterator[bytes], decode: Callable[[bytes], object]
     raise InvalidArgument(f"a stream must begin with a {kind.__name__}", reason="BAD_CHUNK")
 
 
-async def _chunks(stream: AsyncIterator[bytes]) -> AsyncIterator[wire.Chunk]:
+async def _chunks(stream: AsyncIterator[bytes], traffic: metrics.Traffic) -> AsyncIterator[wire.Chunk]:
     """The chunks that follow it. (One form of message for both streams: see stepd.wire.)"""
     async for raw in stream:
+        traffic.received += len(raw)
         message = wire.decode_push(raw)
         if not isinstance(message, wire.Chunk):
             raise InvalidArgument("a stream has one header, at its beginning", reason="BAD_CHUNK")

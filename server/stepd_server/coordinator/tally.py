@@ -1,0 +1,91 @@
+"""What the rounds of one run add up to, for metrics: counted beside the rounds, which know nothing of it. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Final
+
+from stepd_server.coordinator.events import Arrived, Event, MemberJoined, MemberLeft, MemberLost
+from stepd_server.coordinator.vocabulary import Decision, Member, Outcome
+
+__all__ = ["REASONS", "Tally", "WorkerTally"]
+
+# Why a round ended without a step: values were not finite, the sum or a norm of finite ones was not, nobody was left.
+REASONS: Final = ("nonfinite", "overflow", "nobody")
+
+
+@dataclass
+class WorkerTally:
+    """What is counted of one membership.
+
+    Attributes:
+        step: of the run, when a contribution of the member was last in a decision, or when it joined.
+        waited: seconds from its contributions being whole to their decisions.
+        contributions: by status.
+    """
+
+    member: Member
+    step: int
+    waited: float = 0.0
+    contributions: Counter[str] = field(default_factory=Counter)
+
+
+class Tally:
+    """The counts of one run since this coordinator has it.
+
+    Attributes:
+        clipped: steps whose gradient a norm has clipped.
+        skipped: rounds without a step, by reason.
+        contributions: by status.
+        workers: of present members, by rank.
+    """
+
+    def __init__(self, step: int = 0) -> None:
+        self.clipped = 0
+        self.skipped: Counter[str] = Counter()
+        self.contributions: Counter[str] = Counter()
+        self.workers: dict[int, WorkerTally] = {}
+        self._step = step
+        # When the contribution of each to the present round was last heard to be whole on a shard.
+        self._whole: dict[Member, float] = {}
+
+    def take_in(self, event: Event, now: float) -> None:
+        """Count what an event tells; `now` is on any steady clock."""
+        match event:
+            case Arrived(member=member):
+                self._whole[member] = now
+            case MemberJoined(member):
+                self.workers[member.rank] = WorkerTally(member, self._step)
+            case MemberLeft(member=member) | MemberLost(member):
+                if member.rank in self.workers and self.workers[member.rank].member == member:
+                    del self.workers[member.rank]
+            case _:
+                pass
+
+    def decided(self, decision: Decision, now: float) -> None:
+        """Count a decision that was recorded."""
+        self._step = decision.step
+        if decision.outcome is not Outcome.APPLIED:
+            self.skipped[_reason(decision)] += 1
+        elif decision.clip_scale < 1.0 or any(group.clip_scale < 1.0 for group in decision.groups):
+            self.clipped += 1
+        for status, members in (("accepted", decision.members), ("quarantined", decision.quarantined)):
+            self.contributions[status] += len(members)
+            for member in members:
+                worker = self.workers.get(member.rank)
+                if worker is not None and worker.member == member:
+                    worker.contributions[status] += 1
+                    worker.waited += now - self._whole.get(member, now)
+                    worker.step = decision.step
+        self._whole.clear()
+
+    def lag_of(self, worker: WorkerTally) -> int:
+        """Steps applied since a contribution of the worker was in one."""
+        return self._step - worker.step
+
+
+def _reason(decision: Decision) -> str:
+    if decision.nonfinite:
+        return "nonfinite"
+    return "overflow" if decision.members else "nobody"
