@@ -5,18 +5,22 @@ from __future__ import annotations
 import inspect
 import math
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from stepd.rules import SGD, AdamW, Block, Moment, Reach, Rule
+from stepd.rules import ASGD, LAMB, SGD, AdamW, Block, Moment, Reach, Rule, ScheduleFreeAdamW
 from stepd.rules.base import Array
+from stepd_server.kernels import updates
 from stepd_server.kernels.compiled import Kernel, available, compiled
 from stepd_server.kernels.emit import emit
 from stepd_server.kernels.trace import Program, Recorder, Untraceable
 from stepd_server.kernels.updates import Updates, record
 from stepd_server.shard.sums import Shaping
+
+from .shard_bench import Fleet, arrays, run
 
 needs_compiler = pytest.mark.skipif(not available(), reason="llvmlite (stepd[fast]) is not installed")
 
@@ -202,19 +206,47 @@ def test_reading_what_was_never_written_is_a_mistake() -> None:
 @needs_compiler
 def test_small_blocks_are_not_worth_it_unless_it_is_there() -> None:
     rule, at = SGD(lr=0.1), Moment(1, 0.1)
-    updates = Updates(np.dtype(np.float32), PLAIN)
+    step = Updates(np.dtype(np.float32), PLAIN)
     small, large = np.ones(10, np.float32), np.ones(1 << 14, np.float32)
-    assert not updates.run(0, rule, 1.0, at, small, small.copy(), ())
-    assert updates.run(0, rule, 1.0, at, large, large.copy(), ())
-    assert updates.run(0, rule, 1.0, at, small, np.ones(10, np.float32), ())
+    assert not step.run(0, rule, 1.0, at, small, small.copy(), ())
+    assert step.run(0, rule, 1.0, at, large, large.copy(), ())
+    assert step.run(0, rule, 1.0, at, small, np.ones(10, np.float32), ())
     np.testing.assert_array_equal(small, np.float32(0.9))
+
+
+@needs_compiler
+@pytest.mark.parametrize("rule", [AdamW(0.1), ASGD(0.1, t0=1), LAMB(0.1), ScheduleFreeAdamW(0.1)], ids=repr)
+def test_shards_step_alike_with_and_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: Rule) -> None:
+    async def trained(folder: Path) -> dict[str, bytes]:
+        fleet = Fleet(folder, arrays(0), rule, shards=2)
+        await fleet.start()
+        for step in range(4):
+            await fleet.step(arrays(step + 1), round=step, lr=0.1)
+        return {name: value.tobytes() for name, value in (await fleet.pull()).items()}
+
+    async def scenario() -> None:
+        expected = await trained(tmp_path / "numpy")
+        monkeypatch.setattr(updates, "_ELEMENTS_MIN", 0)
+        ran: list[bool] = []
+        run_one = Updates.run
+
+        def counted(*arguments: Any) -> bool:
+            ran.append(run_one(*arguments))
+            return ran[-1]
+
+        monkeypatch.setattr(Updates, "run", counted)
+        assert await trained(tmp_path / "compiled") == expected
+        assert ran
+        assert all(ran)
+
+    run(scenario)
 
 
 def test_a_rule_without_a_kernel_is_refused_quietly() -> None:
     large = np.ones(1 << 14, np.float32)
     rule = Rule.registry["Rprop"](lr=0.1)
-    updates = Updates(np.dtype(np.float32), PLAIN)
-    assert not updates.run(0, rule, 1.0, Moment(1, 0.1), large, large, (large, large))
+    step = Updates(np.dtype(np.float32), PLAIN)
+    assert not step.run(0, rule, 1.0, Moment(1, 0.1), large, large, (large, large))
     assert (large == 1).all()
 
 

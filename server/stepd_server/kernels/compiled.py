@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, Final
@@ -17,9 +18,10 @@ from stepd_server.kernels.trace import Program
 _NUMBERS: Final[dict[np.dtype[Any], Number]] = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}
 
 
+@cache
 def available() -> bool:
-    """Whether the library that compiles is installed."""
-    return importlib.util.find_spec("llvmlite") is not None
+    """Whether the library that compiles is installed, and STEPD_KERNELS=numpy does not say to do without."""
+    return os.environ.get("STEPD_KERNELS") != "numpy" and importlib.util.find_spec("llvmlite") is not None
 
 
 class Kernel:

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from stepd.rules import Block, Moment, Rule
+from stepd.rules import Block, Moment, Reach, Rule
 from stepd.rules.base import Array
 from stepd_server.kernels.compiled import Kernel, available, compiled
 from stepd_server.kernels.trace import Program, Recorder, Recording, Untraceable
@@ -87,6 +87,8 @@ def record(rule: Rule, at: Moment, shaping: Shaping, group: int, scale: float) -
     Returns:
         The program, whose arrays are parameters, sum and buffers, and its constants.
     """
+    if rule.reach is Reach.WHOLE:
+        raise Untraceable("it sees a tensor whole")
     recorder = Recorder()
     p, total, g = (recorder.array(name) for name in ("p", "total", "g"))
     buffers = tuple(recorder.array(f"b{i}") for i, _ in enumerate(rule.buffers()))
