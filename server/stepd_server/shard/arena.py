@@ -37,6 +37,7 @@ from stepd_server.shard.plan import Counts, Piece
 from stepd_server.shard.remembering import Remembering
 from stepd_server.shard.undo import slot_size
 
+
 class Arena:
     """The arrays of one run's piece."""
 

@@ -20,6 +20,7 @@ from typing import Final, NamedTuple
 
 from stepd.errors import FailedPrecondition
 from stepd.rules import Reach
+from stepd.rules.base import Array
 from stepd.v1 import round_pb2
 from stepd_server.shard.applying import Step
 from stepd_server.shard.arena import Arena
@@ -27,7 +28,7 @@ from stepd_server.shard.gathered import Gathered
 from stepd_server.shard.journal import COUNTING, Field
 from stepd_server.shard.plan import Span
 from stepd_server.shard.scratch import Scratch
-from stepd_server.shard.undo import Unit, checksum, keep, overwritten, put_back, units_of
+from stepd_server.shard.undo import Unit, checksum, keep, put_back, units_of
 
 log = logging.getLogger(__name__)
 
@@ -108,8 +109,7 @@ class Finishing:
             raise FailedPrecondition("the step was begun by another version of this program, which cuts it otherwise")
         done, half = divmod(self._journal[Field.PROGRESS], 2)
         if half:
-            changed = overwritten(self._arena, self._units[done], averages=self._step.averages)
-            put_back(self._journal, self._arena.undo, changed)
+            put_back(self._journal, self._arena.undo, self._overwritten(self._units[done]))
             self._journal.store(Field.PROGRESS, 2 * done)
         few: list[Unit] = []
         for at in range(done, len(self._units)):
@@ -128,7 +128,7 @@ class Finishing:
         """Do a turn's units, or break off where it can be gone on from."""
         assert self._step is not None
         for number, unit in enumerate(turn.units, turn.first):
-            keep(self._journal, self._arena.undo, overwritten(self._arena, unit, averages=self._step.averages))
+            keep(self._journal, self._arena.undo, self._overwritten(unit))
             self._journal.store(Field.PROGRESS, 2 * number + 1)
             if unit.spans:
                 self._step.update(unit.spans)
@@ -146,6 +146,19 @@ class Finishing:
             journal.store(Field.AVERAGED, journal[Field.AVERAGING])
         journal.store(Field.STEP, self._decision.step)
         journal.store(Field.ROUND, journal[Field.INTENT])
+
+    def _overwritten(self, unit: Unit) -> list[Array]:
+        assert self._step is not None
+        arena, changed = self._arena, list[Array]()
+        if unit.spans:
+            first, last = unit.spans[0], unit.spans[-1]
+            places = arena.piece.groups[first.group].stretches(first, last)
+            changed.append(arena.parameters[unit.start : unit.stop])
+            changed += [buffer[place] for buffer, place in zip(arena.buffers[first.group], places, strict=True)]
+        if self._step.averages:
+            assert arena.averaged is not None
+            changed.append(arena.averaged[unit.start : unit.stop])
+        return changed
 
     def _is_long(self, unit: Unit) -> bool:
         if not unit.spans or unit.stop - unit.start <= _WHOLE_ELEMENTS_AT_ONCE:

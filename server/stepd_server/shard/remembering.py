@@ -17,8 +17,8 @@ from stepd_server.shard.files import map_array
 from stepd_server.shard.journal import Field, Journal
 from stepd_server.shard.plan import Piece
 
-# Room that is taken from the beginning, so that a disk that fills up does not stop a run: for a hundred members with the
-# longest names, and for the norms of tensors. More is taken when it is needed.
+# Room that is taken from the beginning, so that a disk that fills up does not stop a run: for a hundred members with
+# the longest names, and for the norms of tensors. More is taken when it is needed.
 _BYTES: Final = 16 << 10
 _BYTES_A_NORM: Final = 32
 _LENGTH: Final = np.dtype("<u8").itemsize

@@ -1,4 +1,4 @@
-"""How a step is cut into units, each of which is done or can be undone. Pure, but for the arrays it is given.
+"""How a step is cut into units, each of which is done or can be undone. No I/O.
 
 A unit overwrites one stretch of the parameters of one group, the stretches of the buffers that belong to it and that
 of the run's average; or, in the pass over what the step has left as it is, a stretch of the average alone. What a unit
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -17,9 +17,6 @@ from stepd.rules import Reach
 from stepd.rules.base import Array
 from stepd_server.shard.journal import Journal
 from stepd_server.shard.plan import Piece, Span
-
-if TYPE_CHECKING:
-    from stepd_server.shard.arena import Arena
 
 # Spans in a unit: small tensors whose rule takes them one by one share the cost of the journal.
 _SPANS_MAX: Final = 16
@@ -49,7 +46,7 @@ def _largest(piece: Piece, index: int) -> int:
     tensors = range(len(group.shapes))
     sizes = [piece.starts[group.first + i + 1] - piece.starts[group.first + i] for i in tensors]
     kept = [sum(starts[i + 1] - starts[i] for starts in group.buffer_starts) for i in tensors]
-    return max(usual, *(flat * size + own for size, own in zip(sizes, kept, strict=True)))
+    return max([usual, *(flat * size + own for size, own in zip(sizes, kept, strict=True))])
 
 
 def units_of(piece: Piece, spans: Iterable[Span], averaged: Iterable[tuple[int, int]]) -> list[Unit]:
@@ -86,25 +83,6 @@ def checksum(units: Sequence[Unit]) -> int:
     return zlib.crc32(np.array([(unit.stop, len(unit.spans)) for unit in units], "<i8").tobytes())
 
 
-def overwritten(arena: Arena, unit: Unit, *, averages: bool) -> list[Array]:
-    """The arrays that a unit overwrites.
-
-    Args:
-        arena: of the run.
-        unit: which.
-        averages: whether the step counts for the run's average.
-    """
-    changed: list[Array] = []
-    if unit.spans:
-        first, last = unit.spans[0], unit.spans[-1]
-        places = arena.piece.groups[first.group].stretches(first, last)
-        changed.append(arena.parameters[unit.start : unit.stop])
-        changed += [buffer[place] for buffer, place in zip(arena.buffers[first.group], places, strict=True)]
-    if averages and arena.averaged is not None:
-        changed.append(arena.averaged[unit.start : unit.stop])
-    return changed
-
-
 def keep(journal: Journal, slot: Array, arrays: Iterable[Array]) -> None:
     """Copy arrays into the slot."""
     at = 0
@@ -127,5 +105,5 @@ def _flat_arrays(piece: Piece) -> int:
 
 def _overwritten(piece: Piece, first: Span, last: Span) -> int:
     """Elements that a unit of these spans and all between them overwrites."""
-    places = piece.groups[first.group].stretches(first, last)
-    return _flat_arrays(piece) * (last.stop - first.start) + sum(place.stop - place.start for place in places)
+    kept: int = sum(place.stop - place.start for place in piece.groups[first.group].stretches(first, last))
+    return _flat_arrays(piece) * (last.stop - first.start) + kept
