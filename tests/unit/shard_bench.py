@@ -16,7 +16,8 @@ from stepd.rules import SGD, Reach, Rule
 from stepd.specs import optimizer_to_proto
 from stepd.v1 import round_pb2, run_pb2, shard_control_pb2, shard_pb2
 from stepd_server.exact import ExactSum
-from stepd_server.shard.arena import Arena
+from stepd_server.shard.arena import Arena, read_prepared
+from stepd_server.shard.extending import restore
 from stepd_server.shard.plan import Piece
 from stepd_server.shard.run import ShardRun
 
@@ -189,6 +190,15 @@ class Fleet:
             for s, start in zip(slices_of(self.layout.shards[index]), shard.arena.piece.starts, strict=False):
                 result[names[s.parameter]][s.start : s.stop] = flat[start : start + s.count]
         return {n: a.astype(self.params[n].dtype).reshape(self.params[n].shape) for n, a in result.items()}
+
+
+def reopen(folder: Path, index: int = 0) -> ShardRun:
+    """The run as another process finds it in the folder of its fleet."""
+    prepared = read_prepared(folder / f"{index}")
+    assert prepared is not None
+    run = ShardRun(Arena(folder / f"{index}", Piece.of(prepared.spec, prepared.layout, index), prepared))
+    run.extension = restore(run.arena, index)
+    return run
 
 
 async def chunks(flat: np.ndarray[Any, Any], elements: int = 5) -> AsyncIterator[wire.Chunk]:

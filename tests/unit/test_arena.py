@@ -14,6 +14,7 @@ from stepd.layout import lay_out, to_proto
 from stepd.rules import SGD, AdamW, Rule
 from stepd.v1 import run_pb2, shard_control_pb2
 from stepd_server.shard.arena import Arena, read_prepared
+from stepd_server.shard.journal import Field
 from stepd_server.shard.plan import Piece
 from stepd_server.shard.scratch import aligned_empty
 
@@ -30,11 +31,12 @@ def arena(folder: Path, rule: Rule) -> Arena:
 
 
 def test_memory_is_parameters_accumulator_and_buffers(tmp_path: Path) -> None:
-    """Plain SGD keeps nothing besides; AdamW two numbers for each element."""
-    assert arena(tmp_path / "a", SGD(lr=0.1)).bytes == 301 * 4 * 2
-    assert arena(tmp_path / "b", AdamW()).bytes == 301 * 4 * 4
+    """Plain SGD keeps nothing besides; AdamW two numbers for each element. What a unit overwrites is there twice."""
+    assert arena(tmp_path / "a", SGD(lr=0.1)).bytes == 301 * 4 * (2 + 1)
+    assert arena(tmp_path / "b", AdamW()).bytes == 301 * 4 * (4 + 3)
     files = {path.name: path.stat().st_size for path in (tmp_path / "b").iterdir()}
     assert files["0.exp_avg"] == files["0.exp_avg_sq"] == files["parameters"] == files["accumulator"] == 301 * 4
+    assert files["undo"] == 301 * 4 * 3
 
 
 def test_what_was_written_is_there_when_the_files_are_mapped_again(tmp_path: Path) -> None:
@@ -44,11 +46,12 @@ def test_what_was_written_is_there_when_the_files_are_mapped_again(tmp_path: Pat
     first.buffers[0][1][5] = 7
     first.updates[0] = 3
     first.seal()
-    first.begin()
-    first.finish(step=1)
+    first.journal.store(Field.STEP, 1)
+    first.journal.store(Field.INTENT, 1)
+    first.journal.store(Field.ROUND, 1)
     again = arena(tmp_path, AdamW())
     np.testing.assert_array_equal(again.parameters, np.arange(301))
-    assert (again.updates[0], again.round, again.step, again.sealed, again.torn) == (3, 1, 1, True, False)
+    assert (again.updates[0], again.round, again.step, again.sealed, again.unfinished) == (3, 1, 1, True, False)
     # Sealing has filled the buffers with what they begin with.
     assert again.buffers[0][1][5] == 0
 
@@ -72,7 +75,7 @@ def test_a_full_disk_is_an_error_before_anything_is_used(tmp_path: Path, monkeyp
         raise OSError(errno.ENOSPC, "no space")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(ResourceExhausted, match="needs 4816 bytes"):
+    with pytest.raises(ResourceExhausted, match="needs 8428 bytes"):
         arena(tmp_path / "run", AdamW())
     assert not (tmp_path / "run").exists()
 

@@ -54,10 +54,13 @@ PURE = (
     "stepd_server.coordinator.vocabulary",
     "stepd_server.exact",
     "stepd_server.shard.coverage",
+    "stepd_server.shard.gathered",
     "stepd_server.shard.gathering",
+    "stepd_server.shard.journal",
     "stepd_server.shard.plan",
     "stepd_server.shard.scratch",
     "stepd_server.shard.sums",
+    "stepd_server.shard.undo",
 )
 # Sockets, processes and threads; files; clocks and chance.
 IMPURE = {

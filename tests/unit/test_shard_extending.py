@@ -16,13 +16,10 @@ from stepd.layout import extend, lay_out, to_proto
 from stepd.rules import NAdam, Rule
 from stepd.specs import optimizer_to_proto
 from stepd.v1 import round_pb2, run_pb2, shard_control_pb2, shard_pb2
-from stepd_server.shard.arena import Arena, read_prepared
-from stepd_server.shard.extending import Extension, restore
-from stepd_server.shard.plan import Piece
-from stepd_server.shard.run import ShardRun
+from stepd_server.shard.extending import Extension
 from stepd_server.shard.service import stage
 
-from .shard_bench import BLOCK, Arrays, Fleet, apply, arrays, chunks, member, run
+from .shard_bench import BLOCK, Arrays, Fleet, apply, arrays, chunks, member, reopen, run
 
 NEW: dict[str, np.ndarray] = {"v": np.arange(50, dtype=np.float32), "u": np.full(1, 3.0, np.float32)}
 
@@ -101,7 +98,7 @@ def test_a_settled_extension_is_as_if_the_run_had_been_created_so(tmp_path: Path
         await other.start()
         await other.step(NEW, lr=0.5)
 
-        fleet.shards = [reopened(fleet, index) for index in range(shards)]
+        fleet.shards = [reopen(fleet.folder, index) for index in range(shards)]
         grads = {**arrays(3), **NEW}
         gathered = asyncio.create_task(fleet.gather((0,), 2, layout_version=1))
         await asyncio.sleep(0)
@@ -119,16 +116,6 @@ def test_a_settled_extension_is_as_if_the_run_had_been_created_so(tmp_path: Path
     run(scenario)
 
 
-def reopened(fleet: Fleet, index: int) -> ShardRun:
-    """The run as another process finds it."""
-    folder = fleet.folder / f"{index}"
-    prepared = read_prepared(folder)
-    assert prepared is not None
-    again = ShardRun(Arena(folder, Piece.of(prepared.spec, prepared.layout, index), prepared))
-    again.extension = restore(again.arena, index)
-    return again
-
-
 def test_an_extension_that_is_sealed_outlives_the_process(tmp_path: Path) -> None:
     """It is settled by whichever call comes first; the next round's gathering is one. One not sealed is forgotten."""
 
@@ -137,16 +124,16 @@ def test_an_extension_that_is_sealed_outlives_the_process(tmp_path: Path) -> Non
         await fleet.start()
         wanted = request(fleet, NEW, NAdam())
         stage(fleet.shards[0], wanted, 0)
-        assert reopened(fleet, 0).extension is None
+        assert reopen(fleet.folder, 0).extension is None
         await load(fleet, wanted, NEW)
-        fleet.shards = [reopened(fleet, index) for index in range(2)]
+        fleet.shards = [reopen(fleet.folder, index) for index in range(2)]
         know(fleet, wanted, NEW)
         gathered = asyncio.create_task(fleet.gather((0,), layout_version=1))
         await asyncio.sleep(0)
         await fleet.push({**arrays(1), **NEW}, layout_version=1)
         await gathered
         await settle(fleet, wanted, {})  # done already
-        assert [reopened(fleet, index).arena.piece.version for index in range(2)] == [1, 1]
+        assert [reopen(fleet.folder, index).arena.piece.version for index in range(2)] == [1, 1]
 
     run(scenario)
 

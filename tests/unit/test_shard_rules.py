@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stepd import wire
-from stepd.errors import Aborted, FailedPrecondition
+from stepd.errors import Aborted, FailedPrecondition, Unavailable
 from stepd.rules import (
     ASGD,
     LAMB,
@@ -25,7 +25,7 @@ from stepd.rules import (
     ScheduleFreeSGD,
 )
 from stepd.v1 import shard_pb2
-from stepd_server.shard import applying
+from stepd_server.shard import finishing
 
 from .one_process import Tensor
 from .shard_bench import Fleet, apply, arrays, norms, run
@@ -113,7 +113,7 @@ async def trained(folder: Path, rule: Rule, shards: int, momenta: list[float] | 
 @pytest.mark.parametrize("rule", WHOLE, ids=repr)
 def test_tensors_that_are_seen_whole(tmp_path: Path, rule: Rule, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same bits on any number of shards, whether they are updated in a thread or not; buffers in their sizes."""
-    monkeypatch.setattr(applying, "_WHOLE_ELEMENTS_AT_ONCE", at_once)
+    monkeypatch.setattr(finishing, "_WHOLE_ELEMENTS_AT_ONCE", at_once)
 
     async def scenario() -> None:
         ends = [await trained(tmp_path / f"{shards}", rule, shards) for shards in (1, 2, 5)]
@@ -192,15 +192,18 @@ def test_what_cannot_be_measured(tmp_path: Path) -> None:
         fleet = Fleet(tmp_path, arrays(0), LAMB())
         await fleet.start()
         (shard,) = fleet.shards
+        with pytest.raises(Unavailable, match="nothing is gathered since the shard was started"):
+            await shard.measure(apply(0))
         gathered = asyncio.create_task(fleet.gather())
-        await asyncio.sleep(0)
+        for _ in range(3):
+            await asyncio.sleep(0)
         with pytest.raises(FailedPrecondition, match="told to finish round 0"):
             await shard.measure(apply(0))
         await fleet.push(arrays(1))
         await gathered
         with pytest.raises(FailedPrecondition, match="lacks the norms of parameter 0"):
             await shard.finish(apply(0))
-        assert not shard.arena.torn
+        assert not shard.arena.unfinished
         under_way = asyncio.create_task(shard.measure(apply(0)))
         await asyncio.sleep(0)
         again = asyncio.create_task(fleet.gather(attempt=1))

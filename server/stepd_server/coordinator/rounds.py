@@ -278,7 +278,7 @@ class Rounds:
         self._away.discard(event.shard)
         stands = (event.round, event.step)
         if event.torn:
-            self._give_up(f"shard {event.shard} died in the middle of a step and its part is torn")
+            self._give_up(f"shard {event.shard} died in the middle of a step and cannot put its part together")
         elif stands == (self.id.round, self.step):
             self._unfinished.discard(event.shard)
         elif self.last and event.shard in self._unfinished and stands == (self.last.id.round, self.last.step_before):

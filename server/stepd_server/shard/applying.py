@@ -1,9 +1,9 @@
-"""Carrying out the decision to apply a step: every span of the gathered gradient, in order, in place. No I/O."""
+"""What a decision to apply makes of the gathered gradient, span by span, in place. No I/O."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,18 +17,6 @@ from stepd_server.shard.averaging import Averaging
 from stepd_server.shard.plan import Bools, Span
 from stepd_server.shard.scratch import Scratch
 from stepd_server.shard.sums import Shaping
-
-# Spans between two pauses: about a chunk of a pull, and under a millisecond of work.
-_SPANS_AT_ONCE: Final = 4
-# Rules that see a tensor whole may multiply matrices: with more elements than this, Muon takes over a millisecond.
-_WHOLE_ELEMENTS_AT_ONCE: Final = 64 * 64
-
-
-class Turn(NamedTuple):
-    """Spans between two pauses. `long`: they may take far longer than a turn of the event loop should."""
-
-    spans: Sequence[Span]
-    long: bool = False
 
 
 class _Group(NamedTuple):
@@ -70,27 +58,13 @@ class Step:
         ]
         self._norms = {norms.parameter: (norms.first, norms.second) for norms in decision.norms}
         self._averaging = Averaging(arena, decision.step)
-        self._advanced: dict[int, tuple[float, ...]] = {}
         piece = arena.piece
         self._compiled = Updates(piece.dtype, shaping) if wanted(piece.size) else None
 
-    def turns(self, spans: Sequence[Span]) -> Iterator[Turn]:
-        """The spans, ascending, a few at a time."""
-        few: list[Span] = []
-        for span in self._arena.piece.joined(spans):
-            whole = self._groups[span.group].rule.reach is Reach.WHOLE
-            if whole and span.stop - span.start > _WHOLE_ELEMENTS_AT_ONCE:
-                if few:
-                    yield Turn(few)
-                yield Turn([span], long=True)
-                few = []
-                continue
-            few.append(span)
-            if len(few) == _SPANS_AT_ONCE:
-                yield Turn(few)
-                few = []
-        if few:
-            yield Turn(few)
+    @property
+    def averages(self) -> bool:
+        """Whether the step goes into the run's average."""
+        return self._averaging.counts
 
     def check(self, spans: Sequence[Span]) -> None:
         """Raise FailedPrecondition if norms are missing that updating the spans takes."""
@@ -108,7 +82,7 @@ class Step:
             return self._groups[span.group].rule.measure(self._block(span), self._moment(span))
 
     def update(self, spans: Sequence[Span]) -> None:
-        """Update parameters and buffers, and the run's average."""
+        """Update parameters and buffers, and the run's average; prepare the scalars."""
         # Here and not around all turns: it belongs to a thread and a task.
         with np.errstate(all="ignore"):
             for span in spans:
@@ -118,16 +92,18 @@ class Step:
                 (spare,) = self._scratch.rows(1, span.stop - span.start)
                 self._averaging.add(span.start, span.stop, spare)
                 if at.scalars:
-                    self._advanced[span.slice] = rule.advance(at)
+                    # In use when all is done: all blocks of a tensor go by those from before the step.
+                    self._arena.prepare_scalars(span.slice, rule.advance(at))
 
-    def average_untouched(self, touched: Bools) -> Iterator[None]:
-        """Average what the step has left as it is, with pauses, at the very end."""
-        return self._averaging.add_untouched(touched)
+    def average(self, start: int, stop: int) -> None:
+        """Average what the step has left as it is."""
+        (scratch,) = self._scratch.rows(1, stop - start)
+        with np.errstate(all="ignore"):
+            self._averaging.add(start, stop, scratch)
 
-    def finish(self) -> None:
-        """Write the scalars, once all spans are updated: all blocks of a tensor go by those from before the step."""
-        for index, values in self._advanced.items():
-            self._arena.set_scalars(index, values)
+    def averaged_alone(self, touched: Bools) -> Iterator[tuple[int, int]]:
+        """Stretches of the flat space that the step averages and does not touch."""
+        return self._averaging.untouched(touched)
 
     def _moment(self, span: Span) -> Moment:
         arena, group = self._arena, self._groups[span.group]

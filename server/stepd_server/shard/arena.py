@@ -1,21 +1,24 @@
 """A run's memory on a shard: mapped files, so that the death of the process leaves them as they are.
 
 run.pb          what the run was prepared with, written last
-journal         counters: where the run stands, and whether a step was under way
+journal         where the run stands (journal.py)
 updates         for each slice, how often its parameter was updated (torch's state["step"])
 scalars         for each slice, what else its rule keeps for its parameter: a row as long as the longest of any rule
                 (scalars.V in version V of the layout, from 1)
+updates.next    both as they will be after the step under way
+scalars.next
 parameters      the masters, flat
 accumulator     the gradient of the round, flat
 averaged        the run's average of the parameters, flat, if it keeps one; zeros until the first step that counts
 G.NAME          buffer NAME of group G's rule, flat over the group's stretch, or tensor by tensor if its size is its own
+undo            what the part of a step that is under way overwrites (undo.py)
+gathered        what is gathered: numbers, and which slices are touched (gathered.py)
+touched
+decision.0, .1  the decisions of the last two rounds (remembering.py)
 """
 
 from __future__ import annotations
 
-import errno
-import mmap
-import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import replace
@@ -27,15 +30,12 @@ import numpy as np
 from stepd.errors import ResourceExhausted
 from stepd.rules.base import Array
 from stepd.v1 import run_pb2, shard_control_pb2
+from stepd_server.shard.files import NO_ROOM, map_array, write_whole
+from stepd_server.shard.gathered import GatheredFile
 from stepd_server.shard.journal import Field, Journal
-from stepd_server.shard.plan import Piece
-
-# Memory that is there when it is taken saves a page fault for each 4 KiB in the first step.
-_POPULATE = getattr(mmap, "MAP_POPULATE", 0)
-
-
-# What the system says when there is no memory, or no room on a disk.
-_NO_ROOM = (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT)
+from stepd_server.shard.plan import Counts, Piece
+from stepd_server.shard.remembering import Remembering
+from stepd_server.shard.undo import slot_size
 
 
 class Arena:
@@ -51,41 +51,65 @@ class Arena:
         """
         self.folder = folder
         self.piece = piece
-        self._prepared = prepared
         self.run_id = prepared.run_id
+        # By file: how long it is.
+        self.lengths: dict[str, int] = {}
+        self._prepared = prepared
         folder.mkdir(parents=True, exist_ok=True)
+        found = read_prepared(folder)
         try:
-            self.journal = Journal(_map(folder / "journal", len(Field), np.dtype("<i8")))
-            self.updates = _map(folder / "updates", len(piece.slices), np.dtype("<i8"))
-            self._scalars = _map(folder / piece.scalars_file, len(piece.slices) * piece.scalars, np.dtype("<f8"))
-            self.parameters: Array = _map(folder / "parameters", piece.size, piece.dtype)
-            self.accumulator: Array = _map(folder / "accumulator", piece.size, piece.dtype)
-            self.averaged: Array | None = None
-            if piece.average is not None:
-                self.averaged = _map(folder / "averaged", piece.size, piece.dtype)
-            self.buffers: tuple[tuple[Array, ...], ...] = tuple(
-                tuple(
-                    _map(folder / f"{index}.{buffer.name}", size, piece.dtype)
-                    for buffer, size in zip(group.rule.buffers(), group.buffer_sizes, strict=True)
-                )
-                for index, group in enumerate(piece.groups)
-            )
-            if not staged:
+            self._map_all(piece)
+            if not staged and found != prepared:
                 self.write_prepared()
         except OSError as error:
-            if not staged:
+            if found is None:
                 self.remove()
-            if error.errno not in _NO_ROOM:
+            if error.errno not in NO_ROOM:
                 raise
             raise ResourceExhausted(
-                f"no room for run {piece.spec.name!r}: its piece needs {_bytes_needed(piece)} bytes in {folder.parent}",
-                needed=_bytes_needed(piece),
+                f"no room for run {piece.spec.name!r}: its piece needs {self.bytes} bytes in {folder.parent}",
+                needed=self.bytes,
             ) from error
+
+    def _map_all(self, piece: Piece) -> None:
+        slices, scalars, counts, doubles = len(piece.slices), piece.scalars, np.dtype("<i8"), np.dtype("<f8")
+        self.journal = Journal(self._map("journal", len(Field), counts))
+        self.updates: Counts = self._map("updates", slices, counts)
+        self.flat_scalars = self._map(piece.scalars_file, slices * scalars, doubles)
+        self.next_updates: Counts = self._map("updates.next", slices, counts)
+        self.next_scalars = self._map("scalars.next", slices * scalars, doubles)
+        self.parameters: Array = self._map("parameters", piece.size, piece.dtype)
+        self.accumulator: Array = self._map("accumulator", piece.size, piece.dtype)
+        self.averaged: Array | None = None
+        if piece.average is not None:
+            self.averaged = self._map("averaged", piece.size, piece.dtype)
+        self.buffers: tuple[tuple[Array, ...], ...] = tuple(
+            tuple(
+                self._map(f"{index}.{buffer.name}", size, piece.dtype)
+                for buffer, size in zip(group.rule.buffers(), group.buffer_sizes, strict=True)
+            )
+            for index, group in enumerate(piece.groups)
+        )
+        self.undo: Array = self._map("undo", slot_size(piece), piece.dtype)
+        self.gathered = GatheredFile(
+            piece,
+            self.journal,
+            self._map("gathered", GatheredFile.size(piece), doubles),
+            self._map("touched", slices, np.dtype(np.bool_)),
+        )
+        self.remembering = Remembering(self.folder, piece, self.journal)
+
+    def _map(self, name: str, size: int, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+        self.lengths[name] = size * dtype.itemsize
+        return map_array(self.folder / name, size, dtype)
 
     @property
     def bytes(self) -> int:
-        """Bytes of parameters, average, buffers and accumulator."""
-        return _bytes_needed(self.piece)
+        """Bytes of parameters, average, buffers, accumulator and undo slot."""
+        piece = self.piece
+        flat = 3 if piece.average else 2
+        arrays = flat * piece.size + sum(sum(group.buffer_sizes) for group in piece.groups)
+        return (arrays + slot_size(piece)) * piece.dtype.itemsize
 
     @property
     def sealed(self) -> bool:
@@ -104,13 +128,9 @@ class Arena:
         """Steps that have gone into the average."""
         return self.journal[Field.AVERAGED]
 
-    @averaged_steps.setter
-    def averaged_steps(self, count: int) -> None:
-        self.journal.store(Field.AVERAGED, count)
-
     @property
-    def torn(self) -> bool:
-        """Whether the process died in the middle of a step."""
+    def unfinished(self) -> bool:
+        """Whether a decision is being carried out, by this process or by one that died."""
         return self.journal[Field.INTENT] != self.journal[Field.ROUND]
 
     def write_prepared(self) -> None:
@@ -144,21 +164,16 @@ class Arena:
     def scalars(self, index: int, count: int) -> tuple[float, ...]:
         """The first `count` scalars of a slice, which are all that its rule keeps."""
         start = index * self.piece.scalars
-        return tuple(self._scalars[start : start + count].tolist())
+        return tuple(self.flat_scalars[start : start + count].tolist())
 
     def set_scalars(self, index: int, values: tuple[float, ...]) -> None:
         start = index * self.piece.scalars
-        self._scalars[start : start + len(values)] = values
+        self.flat_scalars[start : start + len(values)] = values
 
-    def begin(self) -> None:
-        """A step is about to change the arrays."""
-        self.journal.store(Field.INTENT, self.round + 1)
-
-    def finish(self, step: int) -> None:
-        """The round is over, and `step` steps have been applied."""
-        self.journal.store(Field.STEP, step)
-        self.journal.store(Field.INTENT, self.round + 1)
-        self.journal.store(Field.ROUND, self.round + 1)
+    def prepare_scalars(self, index: int, values: tuple[float, ...]) -> None:
+        """What the scalars of a slice will be after the step under way."""
+        start = index * self.piece.scalars
+        self.journal.write(self.next_scalars[start : start + len(values)], np.array(values))
 
     def change_groups(self, groups: Iterable[run_pb2.GroupSpec]) -> None:
         """Have the groups other hyperparameters, under which their rules keep the same buffers."""
@@ -173,10 +188,10 @@ class Arena:
     def beside(self, name: str, size: int) -> Array:
         """A further array of the run's dtype in a file of its own; ResourceExhausted if there is no room."""
         try:
-            return _map(self.folder / name, size, self.piece.dtype)
+            return map_array(self.folder / name, size, self.piece.dtype)
         except OSError as error:
             (self.folder / name).unlink(missing_ok=True)
-            if error.errno not in _NO_ROOM:
+            if error.errno not in NO_ROOM:
                 raise
             needed = size * self.piece.dtype.itemsize
             raise ResourceExhausted(
@@ -195,31 +210,3 @@ def read_prepared(folder: Path) -> shard_control_pb2.PrepareRunRequest | None:
         return shard_control_pb2.PrepareRunRequest.FromString((folder / "run.pb").read_bytes())
     except FileNotFoundError:
         return None
-
-
-def _bytes_needed(piece: Piece) -> int:
-    flat = 3 if piece.average else 2
-    arrays = flat * piece.size + sum(sum(group.buffer_sizes) for group in piece.groups)
-    return arrays * piece.dtype.itemsize
-
-
-def _map(path: Path, size: int, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-    """The array in a file of exactly this size, which is made with zeros if it is not there."""
-    if size == 0:
-        return np.empty(0, dtype)
-    length = size * dtype.itemsize
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        # Without this a full disk shows as SIGBUS in the middle of a step.
-        os.posix_fallocate(descriptor, 0, length)
-        mapping = mmap.mmap(descriptor, length, flags=mmap.MAP_SHARED | _POPULATE)
-    finally:
-        os.close(descriptor)
-    return np.frombuffer(mapping, dtype)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is there whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)

@@ -8,15 +8,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from stepd.errors import FailedPrecondition
-from stepd.limits import BLOCK_ELEMENTS
 from stepd.rules import Block
 from stepd.rules.base import Array
 from stepd_server.shard.arena import Arena
 from stepd_server.shard.plan import Bools, Piece
-from stepd_server.shard.scratch import aligned_empty
-
-# Blocks between two pauses of the pass over what a step has not touched: under a millisecond of work.
-_BLOCKS_AT_ONCE = 8
 
 
 class Averaging:
@@ -32,6 +27,11 @@ class Averaging:
         self._arena = arena
         self._share = average.share(arena.averaged_steps) if average and average.counts(step) else 0.0
 
+    @property
+    def counts(self) -> bool:
+        """Whether there is one, and the step goes into it."""
+        return self._share != 0.0
+
     def add(self, start: int, stop: int, t: Array) -> None:
         """Average elements whose parameters are final, best while these are in the cache. Overwrites t."""
         if not self._share:
@@ -45,21 +45,12 @@ class Averaging:
         t *= self._share
         average += t
 
-    def add_untouched(self, touched: Bools) -> Iterator[None]:
-        """Average what lies in slices that the step has left as they are, with pauses; then the step is counted."""
-        if not self._share:
-            return
-        (scratch,) = aligned_empty(1, BLOCK_ELEMENTS, self._arena.piece.dtype)
-        starts, done = self._arena.piece.starts, 0
-        for first, last in _runs_of(~touched):
-            for start in range(starts[first], starts[last], BLOCK_ELEMENTS):
-                stop = min(start + BLOCK_ELEMENTS, starts[last])
-                with np.errstate(all="ignore"):
-                    self.add(start, stop, scratch[: stop - start])
-                done += 1
-                if done % _BLOCKS_AT_ONCE == 0:
-                    yield
-        self._arena.averaged_steps += 1
+    def untouched(self, touched: Bools) -> Iterator[tuple[int, int]]:
+        """Stretches [start, stop) of slices that the step leaves as they are: they are averaged all the same."""
+        if self.counts:
+            starts = self._arena.piece.starts
+            for first, last in _runs_of(~touched):
+                yield starts[first], starts[last]
 
 
 def check_averages(piece: Piece) -> None:

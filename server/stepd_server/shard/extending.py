@@ -17,7 +17,8 @@ from pathlib import Path
 from stepd import wire
 from stepd.errors import FailedPrecondition, InvalidArgument, NotFound
 from stepd.v1 import shard_control_pb2
-from stepd_server.shard.arena import Arena, write_whole
+from stepd_server.shard.arena import Arena
+from stepd_server.shard.files import write_whole
 from stepd_server.shard.loading import load
 from stepd_server.shard.plan import Piece
 
@@ -126,12 +127,12 @@ def _check(piece: Piece, present: Piece) -> None:
 
 def _trim(present: Arena, piece: Piece) -> None:
     """Undo the growth of the run's files."""
-    grown = {"parameters": present.parameters, "accumulator": present.accumulator, "updates": present.updates}
-    if present.averaged is not None:
-        grown["averaged"] = present.averaged
-    for name, array in grown.items():
+    for name, length in present.lengths.items():
+        if not length:
+            _unlink(present.folder / name)
+            continue
         with contextlib.suppress(FileNotFoundError):
-            os.truncate(present.folder / name, array.nbytes)
+            os.truncate(present.folder / name, length)
     for index in range(len(present.piece.groups), len(piece.groups)):
         for path in present.folder.glob(f"{index}.*"):
             path.unlink()

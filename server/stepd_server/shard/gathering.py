@@ -17,6 +17,7 @@ from stepd.errors import Aborted, InvalidArgument, MissingGradient, StepdError
 from stepd.rules.base import Array
 from stepd.v1 import round_pb2, run_pb2, shard_control_pb2, shard_pb2
 from stepd_server.shard.coverage import Coverage, Track
+from stepd_server.shard.gathered import Gathered
 from stepd_server.shard.plan import Bools, Counts, Piece, Span
 from stepd_server.shard.sums import Shaping, Summing, clip_limit, clip_norm_type
 
@@ -145,6 +146,11 @@ class Gathering:
             run_pb2.REDUCTION_WEIGHTED: math.fsum(c.weight for c in self._order),
         }[self._reduction]
         return Shaping(divisor, tuple(clip_limit(self._clip, group.clip) for group in self._piece.spec.groups))
+
+    @property
+    def gathered(self) -> Gathered:
+        """What a decision to apply it takes. Only when complete."""
+        return Gathered(self.id, self.shaping, self.touched)
 
     def sums(self) -> round_pb2.GatheredSums:
         """What the coordinator decides by. Only when complete."""

@@ -1,8 +1,8 @@
 """Where a run stands on a shard: a few numbers in a mapped file, which the death of the process leaves as they are.
 
 Everything that makes a step survive goes through here: `store` moves the run from one place to the next by one aligned
-8-byte store, and `write` fills an array that a store then declares valid. Between the two lies only what changes arrays
-in place: `Rule.update` and `Averaging.add`.
+8-byte store, and `write` fills an array that counts for nothing until a store says so. Between the two lies only what
+changes arrays in place: `Rule.update` and `Averaging.add`. finishing.py has the order.
 
 So these are the places where a test kills a process: in place of `store` and `write`, of the class or of one arena's
 journal, it puts functions that copy the run's folder (mappings are shared: a copy of the files is what a new process
@@ -13,21 +13,29 @@ to do with its own files, as it unwinds, does not reach the copy.
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 Words = np.ndarray[Any, np.dtype[np.int64]]
+
+# In place of PROGRESS: all units are done, and what they have counted is being copied.
+COUNTING: Final = -1
 
 
 class Field(IntEnum):
     """Where each number stands; each is one aligned 8-byte store."""
 
     SEALED = 0  # 1 once the initial parameters are complete
-    INTENT = 1  # rounds whose applying has begun: one more than ROUND while a step is under way
+    INTENT = 1  # rounds that are decided, as far as is known here: one more than ROUND while a decision is carried out
     ROUND = 2  # rounds finished
     STEP = 3  # steps applied
     AVERAGED = 4  # steps that have gone into the average
+    GATHERED = 5  # one more than the attempt whose sum is whole in the accumulator; 0: none
+    # Of the step under way, if there is one; otherwise they mean nothing.
+    PROGRESS = 6  # twice the units that are done, one more while the undo slot holds what the next one overwrites
+    UNITS = 7  # a checksum of how it is cut into units
+    AVERAGING = 8  # what AVERAGED will be
 
 
 class Journal:
@@ -44,5 +52,5 @@ class Journal:
         self._words[field] = value
 
     def write(self, target: np.ndarray[Any, Any], source: np.ndarray[Any, Any]) -> None:
-        """Fill an array that counts for nothing until a store says so."""
+        """Fill an array that counts for nothing yet, or that can be filled again."""
         np.copyto(target, source)

@@ -62,11 +62,11 @@ class GroupPiece:
     def buffer_sizes(self) -> tuple[int, ...]:
         """Elements of each of the rule's buffers."""
         if self.rule.reach is Reach.WHOLE:
-            return tuple(starts[-1] for starts in self._buffer_starts)
+            return tuple(starts[-1] for starts in self.buffer_starts)
         return (self.stop - self.start,) * len(self.rule.buffers())
 
     @cached_property
-    def _buffer_starts(self) -> tuple[list[int], ...]:
+    def buffer_starts(self) -> tuple[list[int], ...]:
         """By buffer: where in it each slice's own begins, and where the last one ends."""
         return tuple(
             list(accumulate((buffer.size(shape) for shape in self.shapes), initial=0)) for buffer in self.rule.buffers()
@@ -74,10 +74,14 @@ class GroupPiece:
 
     def places(self, span: Span) -> list[slice]:
         """By buffer: where in it a span's elements have theirs."""
+        return self.stretches(span, span)
+
+    def stretches(self, first: Span, last: Span) -> list[slice]:
+        """By buffer: where in it the elements from one span to another have theirs."""
         if self.rule.reach is Reach.WHOLE:
-            index = span.slice - self.first
-            return [slice(starts[index], starts[index + 1]) for starts in self._buffer_starts]
-        return [slice(span.start - self.start, span.stop - self.start)] * len(self.rule.buffers())
+            begin, end = first.slice - self.first, last.slice - self.first + 1
+            return [slice(starts[begin], starts[end]) for starts in self.buffer_starts]
+        return [slice(first.start - self.start, last.stop - self.start)] * len(self.buffer_sizes)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ class Pulling:
         self.name = arena.piece.spec.name
         self.closed = False
         self.phases = Phases(time.monotonic)
+        # Why the run cannot go on here; empty if it can.
+        self.problem = ""
         self._changed = Signal()
         self._gathering: Gathering | None = None
         # The latest decision that has taken effect or is being applied.
@@ -136,12 +138,12 @@ class Pulling:
     def _check_alive(self) -> bool:
         if self.closed:
             raise NotFound(f"run {self.name!r} was deleted", reason="RUN_NOT_FOUND", run=self.name)
-        if self.arena.torn and self._finishing is None:
-            raise FailedPrecondition(
-                f"run {self.name!r} is lost: the shard died in the middle of step {self.arena.step + 1}",
-                reason="RUN_LOST",
-            )
+        if self.problem:
+            raise self._lost()
         return True
+
+    def _lost(self) -> FailedPrecondition:
+        return FailedPrecondition(f"run {self.name!r} is lost: {self.problem}", reason="RUN_LOST", run=self.name)
 
     def _check_current(self, gathering: Gathering) -> None:
         self._check_alive()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Final
 
 from stepd import wire
 from stepd.errors import Aborted, FailedPrecondition, Unavailable
@@ -14,6 +15,7 @@ from stepd.v1 import round_pb2, shard_control_pb2, shard_pb2
 from stepd_server.shard.applying import Step, without_norms
 from stepd_server.shard.arena import Arena
 from stepd_server.shard.extending import Extension
+from stepd_server.shard.finishing import Finishing, gathered_for, resume
 from stepd_server.shard.gathering import (
     Contribution,
     Gathering,
@@ -29,6 +31,10 @@ from stepd_server.shard.scratch import Scratch
 
 log = logging.getLogger(__name__)
 
+# A step that breaks off, as when there is no memory, is gone on with after these; then the run is lost here until the
+# process starts again.
+_PAUSES_S: Final = (0.1, 1.0)
+
 
 class ShardRun(Pulling):
     """A run's piece with its round."""
@@ -39,6 +45,18 @@ class ShardRun(Pulling):
         self.extension: Extension | None = None
         self._loaded = 0
         self._scratch = Scratch(arena.piece)
+        self._take_up()
+
+    def _take_up(self) -> None:
+        """Go on where an earlier process stood: a step that was under way is finished before anybody is answered."""
+        try:
+            resume(self.arena, self._scratch)
+        except Exception as error:
+            log.exception("run %r: the step in which the shard died cannot be finished", self.name)
+            self.problem = f"the shard died in the middle of step {self.arena.step + 1} and cannot finish it: {error}"
+        else:
+            decision = self.arena.remembering.read()
+            self._decision = decision and without_norms(decision)
 
     # --- Initial parameters -------------------------------------------------------------------------------------
 
@@ -137,9 +155,13 @@ class ShardRun(Pulling):
             raise Unavailable(f"run {self.name!r}: round {self.arena.round} is not finished, asked for {id[0]}")
         if self.arena.round > id[0] or (self._gathering is not None and self._gathering.id > id):
             raise FailedPrecondition(f"run {self.name!r}: round {id[0]} attempt {id[1]} is over")
+        if self._gathering is None and (known := self.arena.gathered.read()) and known.id >= id:
+            # By an earlier process. It may be decided already: the sum is kept until another attempt is asked for.
+            raise Unavailable(f"run {self.name!r}: the shard was started anew after it gathered round {id[0]}")
         self._extend_to(request.layout_version)
         if self._gathering is None or self._gathering.id < id:
             arena = self.arena
+            arena.gathered.clear()
             self._gathering = Gathering(arena.piece, arena.accumulator, arena.updates, request)
             self._changed.notify()
         gathering, told = self._gathering, set[int]()
@@ -149,7 +171,10 @@ class ShardRun(Pulling):
                     told.add(contribution.position)
                     yield shard_control_pb2.GatherRoundResponse(arrived=contribution.member)
             if gathering.complete:
-                yield shard_control_pb2.GatherRoundResponse(sums=gathering.sums())
+                sums = gathering.sums()
+                if not sums.nonfinite:
+                    self.arena.gathered.write(gathering.gathered)
+                yield shard_control_pb2.GatherRoundResponse(sums=sums)
                 return
             await self._changed.until(
                 lambda: (
@@ -168,8 +193,10 @@ class ShardRun(Pulling):
         gathering = self._gathering
         if gathering and gathering.id > (draft.id.round, draft.id.attempt):
             raise restarted(self.name, *gathering.id)
+        if gathering is None:
+            raise Unavailable(f"run {self.name!r}: nothing is gathered since the shard was started")
         self._check_decision(draft)
-        assert gathering and gathering.spans is not None  # noqa: PT018
+        assert gathering.spans is not None
         step = Step(self.arena, gathering.shaping, draft, self._scratch)
         measuring = Measuring(self.arena.piece, step, gathering.spans)
         for _ in measuring.turns():
@@ -190,68 +217,74 @@ class ShardRun(Pulling):
         # A caller that goes away must not stop a step half way.
         return await asyncio.shield(self._finishing)
 
+    def _time(self, decision: round_pb2.Decision) -> None:
+        if decision.outcome == round_pb2.OUTCOME_APPLIED:
+            self.phases.applied()
+            if not self._readers:
+                self.phases.sent()
+
     def _check_decision(self, decision: round_pb2.Decision) -> None:
-        id = (decision.id.round, decision.id.attempt)
-        gathered = self._gathering is not None and self._gathering.id == id and self._gathering.complete
-        applies = decision.outcome == round_pb2.OUTCOME_APPLIED
-        if id[0] != self.arena.round or (applies and not gathered):
+        """Raise unless it is of the present round, and of what is gathered."""
+        if decision.id.round != self.arena.round:
             raise FailedPrecondition(
-                f"run {self.name!r}: told to finish round {id[0]} attempt {id[1]}, but here "
-                f"{self._gathering.id if self._gathering else f'nothing of round {self.arena.round}'} is gathered"
+                f"run {self.name!r}: told to finish round {decision.id.round}, but here it is round {self.arena.round}"
             )
+        gathered_for(self.arena, decision)
 
     async def _finish(self, decision: round_pb2.Decision) -> int:
         self.phases.decided()
         try:
-            if decision.outcome == round_pb2.OUTCOME_APPLIED:
-                await self._apply(decision)
-                self.phases.applied()
-                if not self._readers:
-                    self.phases.sent()
-            else:
-                self._decision = without_norms(decision)
-            self.arena.finish(decision.step)
-            self._gathering = None
+            for pause in (*_PAUSES_S, None):
+                try:
+                    await self._carry_out(decision)
+                    self._time(decision)
+                    break
+                except Exception as error:
+                    log.exception("run %r: carrying out round %d broke off", self.name, decision.id.round)
+                    if not self.arena.unfinished:
+                        raise  # nothing has changed
+                    if pause is None:
+                        self.problem = f"step {decision.step} broke off and cannot be finished: {error}"
+                        raise self._lost() from error
+                    await asyncio.sleep(pause)
             return self.arena.step
-        except Exception:
-            # A step that broke off has left a torn piece, which every later call is told.
-            log.exception("run %r: applying round %d failed", self.name, decision.id.round)
-            raise
         finally:
             self._finishing = None
             self._applied_to = None
             self._changed.notify()
 
-    async def _apply(self, decision: round_pb2.Decision) -> None:
-        gathering = self._gathering
-        assert gathering is not None
-        assert gathering.spans is not None
-        step = Step(self.arena, gathering.shaping, decision, self._scratch)
-        step.check(gathering.spans)
-        await self._changed.until(lambda: not self._readers, READER_GRACE_S)
-        for reader in self._readers:
-            reader.cut = True
-        self._applied_to = 0
+    async def _carry_out(self, decision: round_pb2.Decision) -> None:
+        """Carry a decision out from where it stands."""
+        gathered, gathering = gathered_for(self.arena, decision), self._gathering
+        known = gathering.spans if gathering and gathered and gathering.id == gathered.id else None
+        finishing = Finishing(self.arena, decision, gathered, self._scratch, known)
+        if not self.arena.unfinished:
+            if gathered is not None:
+                await self._send_readers_away()
+            finishing.begin()
         self._decision = without_norms(decision)
-        self.arena.begin()
-        self._changed.notify()
+        if gathered is not None:
+            self._applied_to = self._applied_to or 0
+            self._changed.notify()
         # In turns with the streams and not in a thread: that would ask for the interpreter lock some fifteen times a
         # block, and wait for the streams' use of it each time. A tensor that a rule sees whole can take seconds, nearly
         # all without that lock: there a thread costs little, and streams and the heartbeat go on.
-        for turn in step.turns(gathering.spans):
+        for turn in finishing.turns():
             if turn.long:
-                await asyncio.to_thread(step.update, turn.spans)
+                await asyncio.to_thread(finishing.carry_out, turn)
             else:
-                step.update(turn.spans)
-            self._applied_to = turn.spans[-1].stop
+                finishing.carry_out(turn)
+            self._applied_to = turn.final
             self._changed.notify()
             await asyncio.sleep(0)
-        step.finish()
-        self.arena.updates[gathering.touched] += 1
-        self._applied_to = self.arena.piece.size
-        self._changed.notify()
-        for _ in step.average_untouched(gathering.touched):
-            await asyncio.sleep(0)
+        finishing.end()
+        self._gathering = None
+
+    async def _send_readers_away(self) -> None:
+        """Wait a while for those who read what is to be overwritten."""
+        await self._changed.until(lambda: not self._readers, READER_GRACE_S)
+        for reader in self._readers:
+            reader.cut = True
 
     # --- Groups that are added ----------------------------------------------------------------------------------
 

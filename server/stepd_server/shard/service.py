@@ -67,7 +67,7 @@ class ShardService(shard_control_pb2_grpc.ShardControlServicer):
                 run_id=run.arena.run_id,
                 round=run.arena.round,
                 step=run.arena.step,
-                torn=run.arena.torn,
+                torn=bool(run.problem),
                 layout_version=run.arena.piece.version,
             )
             for run in self._runs.values()

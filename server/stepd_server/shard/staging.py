@@ -27,7 +27,8 @@ from stepd.limits import CHUNK_BYTES, READER_GRACE_S, STAGED_S, STATE_ID_CHARS_M
 from stepd.rules.base import Array
 from stepd.settings import refuse
 from stepd.v1 import shard_control_pb2, shard_pb2
-from stepd_server.shard.arena import Arena, write_whole
+from stepd_server.shard.arena import Arena
+from stepd_server.shard.files import write_whole
 from stepd_server.shard.gathering import as_array
 from stepd_server.shard.loading import cut_short
 from stepd_server.shard.signal import Signal
