@@ -57,6 +57,9 @@ LOADING_TIMEOUT_S: Final = 120.0
 WAIT_S: Final = 20.0
 # How long a step waits for a reader of the version it is about to overwrite before the reader is sent away.
 READER_GRACE_S: Final = 10.0
+# A reader that has been sent away is waited for twice as long the next time, up to this: on a slow link, too, it must
+# come to an end, and a step must not wait for ever for one that reads nothing.
+READER_GRACE_S_MAX: Final = 80.0
 # How long the owner of a run may have a round wait for latecomers: a lease cannot be longer either.
 GRACE_S_MAX: Final = 3600.0
 # What contributions that were arriving when their round was closed get at least to arrive whole: 1 MiB and a pause.
