@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
 from stepd.definitions import GroupSpec, ParameterSpec, RunSpec
 from stepd.errors import InvalidArgument, ResourceExhausted
 from stepd.limits import WHOLE_ELEMENTS_MAX
-from stepd.policies import AnySync, Async, BoundedStaleness, Sync
 from stepd.rules import LAMB, LARS, SGD, Adafactor, Adagrad, AdamW, Muon, RMSprop, Rule, ScheduleFreeAdamW
 from stepd.schedules import Constant, Cyclic, OneCycle, Schedule, Sequential
 from stepd_server.coordinator.abilities import check_trainable
@@ -65,10 +62,3 @@ def test_a_rule_that_cannot_follow_its_schedule_is_refused() -> None:
     with pytest.raises(InvalidArgument, match=r"betas\[0\] must be in \(0, 1\)"):
         check_trainable(cycled(spec(ScheduleFreeAdamW(), Cyclic(0.1, 0.2, base_momentum=0))))
     check_trainable(cycled(spec(Adagrad(), OneCycle(0.1, 100, cycle_momentum=False))))
-
-
-@pytest.mark.parametrize("sync", [Async(), BoundedStaleness(2, 1), Sync(quorum=2)], ids=lambda s: type(s).__name__)
-def test_policies_that_shards_do_not_follow_yet_are_refused(sync: AnySync) -> None:
-    """A run that waits for everybody where its owner counts on a quorum would hang."""
-    with pytest.raises(InvalidArgument, match="sync must be a Sync without a quorum, got"):
-        check_trainable(replace(spec(SGD()), sync=sync))

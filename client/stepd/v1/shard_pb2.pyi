@@ -112,14 +112,16 @@ class PushRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[PushHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ...) -> None: ...
 
 class PushResponse(_message.Message):
-    __slots__ = ("status", "id", "step")
+    __slots__ = ("status", "id", "step", "in_turn")
     STATUS_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
+    IN_TURN_FIELD_NUMBER: _ClassVar[int]
     status: ReceiptStatus
     id: _round_pb2.RoundId
     step: int
-    def __init__(self, status: _Optional[_Union[ReceiptStatus, str]] = ..., id: _Optional[_Union[_round_pb2.RoundId, _Mapping]] = ..., step: _Optional[int] = ...) -> None: ...
+    in_turn: bool
+    def __init__(self, status: _Optional[_Union[ReceiptStatus, str]] = ..., id: _Optional[_Union[_round_pb2.RoundId, _Mapping]] = ..., step: _Optional[int] = ..., in_turn: bool = ...) -> None: ...
 
 class PullRequest(_message.Message):
     __slots__ = ("run", "round", "member", "ranges", "attempt", "step", "sent_away", "averaged", "layout_version", "state")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from stepd.definitions import ParameterSpec, RunSpec
-from stepd.errors import InvalidArgument, ResourceExhausted
+from stepd.errors import ResourceExhausted
 from stepd.limits import WHOLE_ELEMENTS_MAX
-from stepd.policies import Sync
 from stepd.rules import Reach, Rule
 from stepd_server.coordinator.cycling import check_cycled
 
@@ -15,7 +14,6 @@ __all__ = ["check_trainable"]
 def check_trainable(spec: RunSpec) -> None:
     """Raise InvalidArgument for rules that cannot follow their schedule, and for parameters that their rule cannot
     update; ResourceExhausted for parameters that it must see whole and no shard should."""
-    _check_sync(spec)
     for index, group in enumerate(spec.groups):
         check_cycled(group.optimizer, spec.schedule_of(index))
     for parameter in spec.parameters:
@@ -23,19 +21,6 @@ def check_trainable(spec: RunSpec) -> None:
         rule.check_parameter(parameter.name, parameter.shape)
         if rule.reach is Reach.WHOLE:
             _check_size(rule, parameter)
-
-
-def _check_sync(spec: RunSpec) -> None:
-    # Refused and not passed over: a run that waits for everybody where its owner counts on a quorum would hang.
-    if not isinstance(spec.sync, Sync) or spec.sync.quorum is not None:
-        raise InvalidArgument(
-            f"run {spec.name!r}: this version has synchronous rounds of all workers only: "
-            f"sync must be a Sync without a quorum, got {spec.sync!r}",
-            thing="run",
-            field="sync",
-            expected="Sync",
-            given=repr(spec.sync),
-        )
 
 
 def _check_size(rule: Rule, parameter: ParameterSpec) -> None:

@@ -218,6 +218,10 @@ class Run:
             self.tell(events.PolicyChanged(self._plateaus.in_effect))
         return rounds.first_round_of(member)
 
+    def counted(self, member: Member) -> int:
+        """The latest of the member's contributions that counts, where they are taken in turn."""
+        return self._going_rounds().counted(member)
+
     def leave(self, member: Member, contributed: RoundId | None) -> None:
         if self._membership.leave(member):
             logger.info("run %r: %s leaves", self.name, member)

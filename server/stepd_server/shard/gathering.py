@@ -301,14 +301,19 @@ def _is_finite(data: Array) -> bool:
         return bool(math.isfinite(np.dot(data, data)) or np.isfinite(data).all())
 
 
-def restarted(run: str, round_number: int, attempt: int) -> Aborted:
-    """The error for what belongs to an attempt that is over."""
+def restarted(run: str, round_number: int, attempt: int, *, in_turn: bool | None = None) -> Aborted:
+    """The error for what belongs to an attempt that is over.
+
+    Args:
+        in_turn: how the next one takes contributions; None: that is not known yet.
+    """
     return Aborted(
         f"run {run!r}: round {round_number} is gathered again as attempt {attempt}",
         reason="ROUND_RESTARTED",
         run=run,
         round=round_number,
         attempt=attempt,
+        **({} if in_turn is None else {"in_turn": int(in_turn)}),
     )
 
 

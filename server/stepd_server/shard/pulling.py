@@ -95,7 +95,7 @@ class Pulling:
             if gathering is not None and request.HasField("attempt") and self._finishing is None:
                 round_number, attempt = gathering.id
                 if round_number == request.round and attempt > request.attempt:
-                    raise restarted(self.name, round_number, attempt)
+                    raise restarted(self.name, round_number, attempt, in_turn=gathering.in_turn)
             return False
         if request.HasField("step"):
             step = self._present_step
@@ -163,8 +163,10 @@ class Pulling:
     def _check_current(self, gathering: Gathering) -> None:
         self._check_alive()
         if self._gathering is not gathering:
-            now = self._gathering.id if self._gathering else (self.arena.round, 0)
-            raise restarted(self.name, *now)
+            now = self._gathering
+            raise restarted(
+                self.name, *(now.id if now else (self.arena.round, 0)), in_turn=now.in_turn if now else None
+            )
 
     def _has_layout(self, version: int) -> bool:
         """Whether a caller's layout is the present one; one that is to come may be waited for."""

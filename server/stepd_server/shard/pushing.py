@@ -94,9 +94,9 @@ class Pushing(Pulling):
             return None
         if gathering.in_turn:
             self._check_sequence(header)
-        elif named:
+        if named:
             if header.id.attempt < gathering.id[1]:
-                raise restarted(self.name, *gathering.id)
+                raise restarted(self.name, *gathering.id, in_turn=gathering.in_turn)
             if header.id.attempt > gathering.id[1]:
                 return None
         status = gathering.fate(header)
@@ -116,4 +116,7 @@ class Pushing(Pulling):
             )
 
     def _receipt(self, receipt: Receipt) -> shard_pb2.PushResponse:
-        return shard_pb2.PushResponse(status=receipt.status, id=receipt.id, step=self.arena.step)
+        response = shard_pb2.PushResponse(status=receipt.status, id=receipt.id, step=self.arena.step)
+        if self._gathering is not None:
+            response.in_turn = self._gathering.in_turn
+        return response
