@@ -6,7 +6,6 @@ started in each of the copies: what was answered before that write is there, and
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -98,14 +97,15 @@ def life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Life:
 
     noted(stores, "write_whole", lambda path, *_: path)
     noted(Slots, "write", lambda slots, _: slots._paths[0])
-    noted(Path, "unlink", lambda path: path)
-    noted(Path, "rename", lambda path, _: path)
-    noted(Path, "mkdir", lambda path: path)
-    noted(os, "rmdir", lambda path: path)
+    for operation in ("unlink", "rename", "mkdir"):
+        noted(Path, operation, lambda path, *_: path)
+    noted(shutil, "rmtree", lambda path: path)
     return life
 
 
-def test_after_a_kill_between_any_two_writes_what_was_answered_is_there(life: Life, tmp_path: Path) -> None:
+def test_after_a_kill_between_any_two_writes_what_was_answered_is_there(  # noqa: PLR0915 (one life)
+    life: Life, tmp_path: Path
+) -> None:
     async def scenario(fleet: Fleet) -> None:
         run = digits(workers=None)
         run.groups[0].optimizer.hyperparameters["lr"].number = 0.4
