@@ -39,8 +39,8 @@ def connect(
         target: the coordinator, HOST:PORT. None: the environment's STEPD_TARGET.
         token: sent with every call. None: STEPD_TOKEN, if set.
         tls: certificates. None: STEPD_CA, STEPD_CERT and STEPD_KEY; plaintext if none is set.
-        transport: of gradients and parameters. "auto": through shared memory with shards that turn out to be on this
-            host and of this user, else through gRPC. "grpc": never. "shm": joins a run only if all its shards share.
+        transport: of gradients and parameters. "auto" and "grpc" are gRPC in this version. "shm": through memory shared
+            with the shards, which have to be on this host and of this user, or else runs cannot be joined.
         timeout: seconds that one try of a call may take. Waiting for a round is not counted.
         retry_for: seconds for which a call is tried again when a server does not answer.
     """

@@ -91,12 +91,12 @@ class Sharing:
         self._tried: dict[int, float] = {}
 
     async def begin(self, plan: Plan) -> None:
-        """Try with all shards; with transport="shm" raise if one cannot share."""
-        if self._session.transport == "grpc":
+        """Share with all shards; raise if one cannot."""
+        if self._session.transport != "shm":
             return
         results = await asyncio.gather(*(self._open(shard, plan) for shard in _large(plan)), return_exceptions=True)
         failures = [result for result in results if isinstance(result, BaseException)]
-        if failures and self._session.transport == "shm":
+        if failures:
             self.close()
             raise failures[0]
 
@@ -105,7 +105,7 @@ class Sharing:
         link = self._links.get(shard)
         if link is not None and link.alive and link.version == plan.version:
             return link
-        if self._session.transport != "grpc" and shard in _large(plan):
+        if self._session.transport == "shm" and shard in _large(plan):
             self._open_later(shard, plan)
         return None
 

@@ -57,12 +57,12 @@ def test_the_bits_are_those_of_sending(connect: Connect, name: str, dtype: str) 
         np.testing.assert_array_equal(shared[key], value, err_msg=key)
 
 
-def test_memory_is_shared_without_being_asked_for(
+def test_memory_is_shared_for_as_long_as_a_worker_is_there(
     connect: Connect, fleets: Callable[[int], stepd.LocalFleet], name: str
 ) -> None:
     pids = [shard.pid for shard in fleets(2).shards]
     until(lambda: not any(map(shared_by, pids)), "an earlier test still shares")
-    run = connect(2).create_run(name, random(0), optimizer=stepd.SGD(0.1))
+    run = connect(2, transport="shm").create_run(name, random(0), optimizer=stepd.SGD(0.1))
     with run.join():
         until(lambda: [shared_by(pid) for pid in pids] == [1, 1], "nothing is shared")
     until(lambda: not any(map(shared_by, pids)), "still shared after the worker has left")
@@ -158,12 +158,13 @@ def test_a_worker_that_dies_leaves_nothing_behind(
 
 def test_a_shard_that_is_started_again_shares_again(name: str) -> None:
     """Meanwhile everything is sent; no step is lost or counted twice."""
-    with stepd.local(2) as fleet, stepd.connect(fleet.target) as client:
+    with stepd.local(2) as fleet, stepd.connect(fleet.target, transport="shm") as client:
         expected = trained(client, f"{name}-expected", steps=30)
         run = client.create_run(name, random(0), optimizer=stepd.AdamW(0.01), clip=stepd.ClipNorm(1.0))
         old = fleet.shards[0].pid
         with run.join() as worker:
-            for step in range(30):
+            result = worker.step(random(1))
+            for step in range(1, 30):
                 if step == 5:
                     os.kill(old, signal.SIGKILL)
                 result = worker.step(random(step + 1))

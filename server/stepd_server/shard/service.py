@@ -97,7 +97,8 @@ class ShardService(shard_control_pb2_grpc.ShardControlServicer):
     async def push(self, stream: AsyncIterator[bytes], _: Context) -> shard_pb2.PushResponse:
         header = await _first(stream, wire.decode_push, shard_pb2.PushHeader)
         run = self._run(header.run)
-        return await run.push(header, _contributed(stream, run.memories.get(key_of(header.member))))
+        # Looked up with each chunk: what is held here in vain would keep the memory of a worker that is gone.
+        return await run.push(header, _contributed(stream, lambda: run.memories.get(key_of(header.member))))
 
     async def share_memory(
         self, requests: AsyncIterator[shard_pb2.ShareMemoryRequest], _: Context
@@ -248,14 +249,14 @@ async def _first(stream: AsyncIterator[bytes], decode: Callable[[bytes], object]
     raise InvalidArgument(f"a stream must begin with a {kind.__name__}", reason="BAD_CHUNK")
 
 
-async def _contributed(stream: AsyncIterator[bytes], memory: Array | None) -> AsyncIterator[wire.Chunk]:
+async def _contributed(stream: AsyncIterator[bytes], memory: Callable[[], Array | None]) -> AsyncIterator[wire.Chunk]:
     """The chunks of a contribution, wherever they lie."""
     async for raw in stream:
         message = wire.decode_push(raw)
         if isinstance(message, wire.Chunk):
             yield message
         elif isinstance(message, shard_pb2.SharedChunk):
-            for chunk in parts(message, memory):
+            for chunk in parts(message, memory()):
                 yield chunk
                 await asyncio.sleep(0)  # nothing is waited for here, and others want their turn
         else:
