@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from stepd.definitions import RunSpec
+from stepd.definitions import GroupSpec, RunSpec
 from stepd.errors import InvalidArgument
 from stepd.rules import Rule
 from stepd.schedules import Chained, Cyclic, OneCycle, Schedule, Sequential
 
-__all__ = ["check_cycled", "cycled"]
+__all__ = ["check_cycled", "cycled", "cycled_group"]
 
 
 def cycled(spec: RunSpec) -> RunSpec:
@@ -18,12 +18,19 @@ def cycled(spec: RunSpec) -> RunSpec:
 
     A rule that was given no momentum has the buffers for it then, whose number is settled when a run is created.
     """
-    groups = []
-    for index, group in enumerate(spec.groups):
-        momentum = spec.schedule_of(index).momentum(0)
-        rule = group.optimizer if momentum is None else group.optimizer.cycled(momentum)
-        groups.append(replace(group, optimizer=rule))
-    return replace(spec, groups=tuple(groups))
+    return replace(spec, groups=tuple(cycled_group(group, spec.schedule) for group in spec.groups))
+
+
+def cycled_group(group: GroupSpec, schedule: Schedule | None) -> GroupSpec:
+    """The same of one group.
+
+    Args:
+        group: to be.
+        schedule: of its run, which it follows unless it has one of its own.
+    """
+    own = group.schedule or schedule
+    momentum = own.momentum(0) if own else None
+    return group if momentum is None else replace(group, optimizer=group.optimizer.cycled(momentum))
 
 
 def check_cycled(rule: Rule, schedule: Schedule) -> None:

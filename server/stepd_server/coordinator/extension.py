@@ -11,7 +11,7 @@ from stepd.layout import extend
 from stepd.settings import refuse
 from stepd.v1 import coordinator_pb2, run_pb2
 from stepd_server.coordinator.abilities import check_trainable
-from stepd_server.coordinator.cycling import cycled
+from stepd_server.coordinator.cycling import cycled_group
 
 
 @dataclass(frozen=True)
@@ -70,15 +70,12 @@ def extension_of(
         parameter.group = len(run.groups)
     extension = Extension(
         request.request_id,
-        specs.group_from_proto(request.group),
+        cycled_group(specs.group_from_proto(request.group), run.schedule),
         specs.parameters_from_proto(numbered),
         layout,
         now,
     )
     extension.spec(run)  # refuses what cannot be, before anything is laid out
-    # With the momentum that its schedule begins with, as a group that the run was created with has.
-    (group,) = cycled(_alone(run, extension)).groups
-    extension = replace(extension, group=group)
     tail = lay_out(_alone(run, extension))
     for shard in tail.shards:
         for piece in shard.slices:
