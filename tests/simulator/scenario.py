@@ -14,8 +14,10 @@ Kind: TypeAlias = Literal["cut", "part", "stall", "slow", "kill", "die", "stop",
 
 # Messages of one worker with one shard in one round, roughly: faults are spread over as many as there will be.
 _MESSAGES: Final = 16
-# Shapes of parameters in blocks of 8: in one block, over several, over shards, without dimensions, empty.
-_SHAPES: Final[tuple[tuple[int, ...], ...]] = ((3,), (4, 5), (), (17,), (0, 2), (2, 3), (25,))
+# Shapes of parameters in blocks of 8: the first over several blocks, which no two gradients have in common by chance;
+# the others also in one block, without dimensions, empty.
+_FIRST_SHAPES: Final[tuple[tuple[int, ...], ...]] = ((4, 5), (17,), (25,))
+_SHAPES: Final[tuple[tuple[int, ...], ...]] = ((3,), (), (11,), (0, 2), (2, 3), (16,))
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def draw(seed: int) -> Scenario:
         target=target,
         rule=rule,
         sync=sync,
-        shapes=tuple(rng.sample(_SHAPES, rng.randint(2, 4))),
+        shapes=(rng.choice(_FIRST_SHAPES), *rng.sample(_SHAPES, rng.randint(0, 3))),
         clip=clip,
         schedule=schedule,
         on_nonfinite=rng.choice(("skip", "quarantine", "error")),

@@ -12,10 +12,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
-import numpy as np
-
 from stepd import limits
-from stepd_server.shard import arena as arena_module
+from stepd_server.shard.journal import Journal
 from tests.simulator.loop import Clock, Process, VirtualLoop, running
 
 # Small, so that a tensor of twenty elements has several blocks and comes in several chunks.
@@ -55,6 +53,11 @@ class Stores:
             del self.die[process]
             self._kill(process, what)
 
+    def next_is_last(self) -> bool:
+        """Whether the process running dies at its next point."""
+        process = running()
+        return process is not None and self.die.get(process) == 1
+
     def around(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def guarded(*arguments: Any, **keywords: Any) -> Any:
             self.point(f"before {name}")
@@ -63,19 +66,6 @@ class Stores:
             return result
 
         return guarded
-
-
-class Journal(np.ndarray[Any, Any]):
-    """Counters, each store of which may be the last of its process."""
-
-    stores: Stores
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        stores = self.stores
-        stores.point(f"before journal {index!r} = {value}")
-        super().__setitem__(index, value)
-        stores.stored()
-        stores.point(f"after journal {index!r} = {value}")
 
 
 @contextlib.contextmanager
@@ -108,17 +98,25 @@ def in_place(loop: VirtualLoop, seed: int, stores: Stores) -> Generator[None, No
         for owner, name in ((os, "pwrite"), (Path, "replace"), (Path, "rename"), (Path, "write_bytes")):
             put(owner, name, stores.around(name, getattr(owner, name)))
         put(shutil, "rmtree", stores.around("rmtree", shutil.rmtree))
-        plain = arena_module._map
+        store, write = Journal.store, Journal.write
 
-        def mapped(path: Path, *about: Any) -> Any:
-            array = plain(path, *about)
-            if path.name != "journal":
-                return array
-            journal = array.view(Journal)
-            journal.stores = stores
-            return journal
+        def stored(journal: Journal, field: Any, value: int) -> None:
+            stores.point(f"before journal {field.name} = {value}")
+            store(journal, field, value)
+            stores.stored()
+            stores.point(f"after journal {field.name} = {value}")
 
-        put(arena_module, "_map", mapped)
+        def written(journal: Journal, target: Any, source: Any) -> None:
+            stores.point("before an array")
+            if stores.next_is_last():
+                half = len(source) // 2
+                write(journal, target[:half], source[:half])
+            stores.point("in the middle of an array")
+            write(journal, target, source)
+            stores.point("after an array")
+
+        put(Journal, "store", stored)
+        put(Journal, "write", written)
         yield
 
 

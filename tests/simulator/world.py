@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-import math
 import random
 import shutil
 import tempfile
@@ -23,7 +22,7 @@ from stepd.specs import run_from_proto
 from stepd.v1 import coordinator_pb2, run_pb2
 from stepd_server.coordinator.store import RunStore
 from stepd_server.coordinator.vocabulary import Decision
-from stepd_server.shard.arena import Field
+from stepd_server.shard.journal import Field
 from tests.simulator import seams
 from tests.simulator.hosts import RUN, CoordinatorHost, Host, ShardHost
 from tests.simulator.loop import Deadlock, Killed, Process, VirtualLoop
@@ -208,7 +207,7 @@ class World:
         return arrays
 
     def _is_poisoned(self, worker: int, step: int) -> bool:
-        if (worker, step) not in self.scenario.poison or not math.prod(self.scenario.shapes[0]):
+        if (worker, step) not in self.scenario.poison:
             return False
         return not any(
             bad.member.rank == worker and decision.step_before == step
@@ -287,7 +286,7 @@ class World:
         last = self.decisions[-1] if self.decisions else None
         want = (last.id.round + 1, last.step) if last else (0, 0)
         for _ in range(100):
-            stand = [tuple(map(int, shard.arena.journal[[Field.ROUND, Field.STEP]])) for shard in self.shards]
+            stand = [(shard.arena.journal[Field.ROUND], shard.arena.journal[Field.STEP]) for shard in self.shards]
             if all(each == want for each in stand):
                 return
             await asyncio.sleep(_LOOK_S)
