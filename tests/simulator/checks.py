@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stepd.specs import run_from_proto
-from stepd_server.coordinator.vocabulary import Decision, Outcome
+from stepd_server.coordinator.vocabulary import Outcome
 from tests.simulator.model import Contradiction, Contributions, Key, Model
 from tests.simulator.scenario import Scenario
 from tests.simulator.world import World, history
@@ -82,7 +82,3 @@ def _undisturbed(world: World) -> list[str]:
     if calm.problems:
         return [f"undisturbed: {problem}" for problem in calm.problems]
     return [] if calm.final == world.final else ["the parameters are not those of the undisturbed run"]
-
-
-def steps(decisions: list[Decision]) -> int:
-    return decisions[-1].step if decisions else 0

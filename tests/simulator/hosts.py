@@ -71,7 +71,7 @@ class Host:
     async def _guarded(self) -> None:
         try:
             await self.serve(self.process)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (told)
             self.world.problem(f"{self.name} cannot start: {error!r}")
 
     async def serve(self, process: Process) -> None:

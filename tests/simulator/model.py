@@ -58,6 +58,7 @@ class Contributions:
     def add(self, shard: int, messages: Iterable[bytes]) -> None:
         """One stream to one shard, as far as it was sent."""
         header: Any = None
+        sent = Sent(1.0, {}, {}, {})
         for raw in messages:
             message = wire.decode_push(raw)
             if isinstance(message, shard_pb2.PushHeader):

@@ -12,6 +12,10 @@ from stepd.schedules import Cosine, Exponential, Schedule
 
 Kind: TypeAlias = Literal["cut", "part", "stall", "slow", "kill", "die", "stop", "wall"]
 
+_KINDS: Final[tuple[Kind, ...]] = (
+    *("cut", "cut", "cut", "part", "stall", "slow"),
+    *("kill", "kill", "die", "die", "stop", "wall"),
+)
 # Messages of one worker with one shard in one round, roughly: faults are spread over as many as there will be.
 _MESSAGES: Final = 16
 # Shapes of parameters in blocks of 8: the first over several blocks, which no two gradients have in common by chance;
@@ -141,7 +145,7 @@ def _faults(rng: random.Random, shards: int, workers: int, target: int, *, fixed
     hosts = ["coordinator", *(f"shard-{i}" for i in range(shards)), *(f"worker-{i}" for i in range(workers))]
     faults = []
     for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 4))):
-        kind: Kind = rng.choice(("cut", "cut", "cut", "part", "stall", "slow", "kill", "kill", "die", "die", "stop", "wall"))
+        kind: Kind = rng.choice(_KINDS)
         host = rng.choice(hosts)
         if kind == "die":
             host = rng.choice(hosts[: shards + 1])

@@ -1,4 +1,4 @@
-"""Where the world takes the place of what is around a process: sizes, clocks, names, and stores that may be the last."""
+"""Where the world takes the place of what is around a process: sizes, clocks, names, stores that may be the last."""
 
 from __future__ import annotations
 

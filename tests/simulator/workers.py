@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -168,7 +168,7 @@ class WorkerHost:
     async def _live(self) -> None:
         try:
             await self._work()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (told)
             if not (isinstance(error, StepdError) and self.world.is_lost(error)):
                 self.world.problem(f"{self.name} ended with {error!r}")
             self.world.note("ends", self.name, error)
@@ -191,7 +191,7 @@ class WorkerHost:
         found = await self._answered("run", session.ask("GetRun", request))
         table = ParameterTable(run_from_proto(found.run.spec).parameters)
         streams = Streams(session, found.run.spec, found.layout, table)
-        while not await self._member(streams, found.run.spec):
+        while not await self._member(streams, found.run.spec):  # noqa: ASYNC110 (each time it is tried anew)
             await asyncio.sleep(_AGAIN_S)
 
     async def _member(self, streams: Streams, spec: run_pb2.RunSpec) -> bool:
@@ -241,12 +241,12 @@ class _Loop:
 
     async def _try(self, work: Coroutine[Any, Any, None]) -> bool:
         try:
-            await self._host._answered(work.__name__, work)
+            await self._host._answered(getattr(work, "__name__", ""), work)
         except NonFiniteGradient as error:
             self._world.note("is told", self._host.name, error)
             return False
         except StepdError as error:
-            if error.reason in ("NOT_A_MEMBER",) or self._world.is_lost(error):
+            if error.reason == "NOT_A_MEMBER" or self._world.is_lost(error):
                 raise
             self._world.note("is told", self._host.name, error)
             self._world.problem(f"{self._host.name} got an error in the end: {error!r}")
@@ -257,8 +257,9 @@ class _Loop:
         host = self._host
         number, host._number = host._number, host._number + 1
         grads = self._world.gradient(host.index, self._streams.step, number)
-        weight = (0.5, 1.0, 2.0)[number % 3] if self._world.scenario.sync.reduce == "weighted" else 1.0
-        return Contribution.of(check_gradients(self._streams.table, grads), weight)
+        weight = (0.5, 1.0, 2.0)[(host.index + self._streams.step) % 3]
+        weighted = self._world.scenario.sync.reduce == "weighted"
+        return Contribution.of(check_gradients(self._streams.table, grads), weight if weighted else 1.0)
 
     async def _through(self, call: Callable[[Any], Coroutine[Any, Any, Any]]) -> Any:
         while True:
@@ -282,9 +283,7 @@ class _Loop:
 
     async def _step(self) -> None:
         contribution = self._contribution()
-        settled = await self._through(
-            lambda wanted: self._exchange.step(contribution, wanted.picture, wanted.regions)
-        )
+        settled = await self._through(lambda wanted: self._exchange.step(contribution, wanted.picture, wanted.regions))
         receipt = contribution.receipt(settled.decision, self._member)
         self._answer(receipt, decided=settled.decision.id.round == contribution.round)
         self._world.note("steps", self._host.name, self._streams.step, receipt)
@@ -301,5 +300,3 @@ class _Loop:
     def _answer(self, receipt: Receipt, *, decided: bool) -> None:
         member = (self._member.worker, self._member.incarnation)
         self._world.answers.append(Answer(member, receipt.round, receipt.status, decided))
-
-
