@@ -3,7 +3,8 @@
     python bench/rules.py [--only AdamW SGD] [--seconds 1.0] [--json]
 
 One core. stepd: by blocks, as a shard does it: the gradient is made from the accumulator (one multiplication) and the
-rule applied; of layerwise rules both passes and the sums of squares, of whole rules a square matrix. torch: if it can
+rule applied; of layerwise rules both passes and the sums of squares, of whole rules a square matrix. NumPy: without the
+extra `fast`. compiled: with it; where there is no number, NumPy does it. torch: if it can
 be imported, the fastest of its implementations on the CPU (fused, foreach, single) on one whole tensor with the
 gradient ready, in the same run. memory: the bytes that any implementation must read and write, at the bandwidth with
 which this core copies in this run.
@@ -32,7 +33,11 @@ from rich.table import Table
 
 from stepd.limits import BLOCK_ELEMENTS
 from stepd.rules import SGD, Block, Moment, Muon, Reach, Rule
+from stepd_server.kernels.compiled import available
+from stepd_server.kernels.trace import Untraceable
+from stepd_server.kernels.updates import Updates, record
 from stepd_server.shard.scratch import aligned_empty
+from stepd_server.shard.sums import Shaping
 
 try:
     import torch
@@ -45,6 +50,8 @@ SIDE, SIDE_MUON = 4096, 1024
 FLOAT32 = np.dtype(np.float32)
 # Small enough that nothing runs away, since the gradient is the same in every step.
 RATE = 1e-6
+# A mean of two contributions.
+SHAPING = Shaping(2.0, (math.inf,))
 # Arrays that the first pass of a layerwise rule reads.
 MEASURED = {"LARS": 2, "LAMB": 4}
 BAR = 36
@@ -59,7 +66,8 @@ class Row:
         reach: elementwise, layerwise or whole.
         bytes: that must be read and written for each parameter.
         memory: nanoseconds that these take at the bandwidth of a copy.
-        stepd: nanoseconds.
+        numpy: nanoseconds.
+        compiled: nanoseconds; None without the compiler, and of rules that are left to NumPy.
         torch: nanoseconds; None without torch, and of rules that it does not have.
         torch_kind: which of torch's implementations that is.
     """
@@ -68,9 +76,15 @@ class Row:
     reach: str
     bytes: float
     memory: float
-    stepd: float
+    numpy: float
+    compiled: float | None
     torch: float | None
     torch_kind: str
+
+    @property
+    def stepd(self) -> float:
+        """What a shard takes that has the compiler."""
+        return self.numpy if self.compiled is None else self.compiled
 
 
 def cases() -> list[tuple[str, Rule]]:
@@ -96,7 +110,8 @@ def bytes_moved(rule: Rule, shape: tuple[int, ...]) -> float:
 class Shard:
     """What a shard holds for one tensor."""
 
-    def __init__(self, rule: Rule, shape: tuple[int, ...]) -> None:
+    def __init__(self, rule: Rule, shape: tuple[int, ...], *, compiled: bool) -> None:
+        self.compiled = compiled
         random = np.random.default_rng(1)
         self.rule, self.shape, self.size = rule, shape, math.prod(shape)
         self.p = random.standard_normal(self.size, np.float32)
@@ -122,18 +137,36 @@ class Shard:
                     np.multiply(wide, wide, out=wide)
                     sums[i] += float(np.add.reduce(wide))
             at = at._replace(norms=(math.sqrt(sums[0]), math.sqrt(sums[1])))
+        updates = Updates(FLOAT32, SHAPING) if self.compiled else None
         for start in range(0, self.size, self.span):
-            self.rule.update(self.block(start), at)
+            if updates:
+                part = slice(start, start + self.span)
+                buffers = [buffer[part] for buffer in self.buffers]
+                done = updates.run(0, self.rule, 1.0, at, self.p[part], self.accumulator[part], buffers)
+                assert done, "cannot be compiled"
+            else:
+                self.rule.update(self.block(start), at)
         self.updates += 1
         self.scalars = self.rule.advance(at)
 
     def block(self, start: int) -> Block:
         end = min(start + self.span, self.size)
-        g = np.multiply(self.accumulator[start:end], 0.5, out=self.scratch[0, : end - start])
+        g = SHAPING.apply(self.accumulator[start:end], 0, self.scratch[0, : end - start])
+        np.multiply(g, 1.0, out=g)
         scratch = tuple(self.scratch[1:, : end - start])
         if self.rule.reach is Reach.WHOLE:
             return Block(self.p, g, tuple(self.buffers), scratch, self.shape)
         return Block(self.p[start:end], g, tuple(buffer[start:end] for buffer in self.buffers), scratch)
+
+
+def can_compile(rule: Rule) -> bool:
+    if not available():
+        return False
+    try:
+        record(rule, Moment(1, RATE, tuple(scalar.initial for scalar in rule.scalars()), "w"), SHAPING, 0, 1.0)
+    except Untraceable:
+        return False
+    return True
 
 
 def median(step: Callable[[], object], seconds: float) -> float:
@@ -182,14 +215,16 @@ def measure(name: str, rule: Rule, speed: float, seconds: float) -> Row:
     count = math.prod(shape)
     moved = bytes_moved(rule, shape)
     with np.errstate(all="ignore"):
-        ours = median(Shard(rule, shape).step, seconds)
+        in_numpy = median(Shard(rule, shape, compiled=False).step, seconds)
+        compiled = median(Shard(rule, shape, compiled=True).step, seconds) if can_compile(rule) else None
     theirs, kind = torchs_best(rule, shape, seconds)
     return Row(
         rule=name,
         reach=rule.reach.value,
         bytes=moved,
         memory=1e9 * moved / speed,
-        stepd=1e9 * ours / count,
+        numpy=1e9 * in_numpy / count,
+        compiled=None if compiled is None else 1e9 * compiled / count,
         torch=None if theirs is None else 1e9 * theirs / count,
         torch_kind=kind,
     )
@@ -200,7 +235,7 @@ def show(rows: list[Row], speed: float, console: Console) -> None:
     table = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0))
     for column in ("rule", "reach"):
         table.add_column(column, no_wrap=True)
-    for column in ("bytes", "memory", "stepd", "torch"):
+    for column in ("bytes", "memory", "NumPy", "compiled", "torch"):
         table.add_column(column, justify="right")
     table.add_column("torch's")
     table.add_column("ratio", justify="right")
@@ -212,7 +247,8 @@ def show(rows: list[Row], speed: float, console: Console) -> None:
             row.reach,
             f"{row.bytes:.0f}",
             f"{row.memory:.2f}",
-            f"{row.stepd:.2f}",
+            f"{row.numpy:.2f}",
+            "" if row.compiled is None else f"{row.compiled:.2f}",
             "" if row.torch is None else f"{row.torch:.2f}",
             row.torch_kind,
             "" if row.torch is None else f"{row.stepd / row.torch:.2f}",

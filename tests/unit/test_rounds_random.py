@@ -58,8 +58,9 @@ class World:
         self.recorded: dict[int, Decision] = {}
         self.given_away: set[RoundId] = set()
         self.casts: dict[RoundId, tuple[Member, ...]] = {}
-        self.attempt = RoundId(0, 0)
+        self.attempt = events.RecordAttempt(RoundId(0, 0))
         self.measured: set[RoundId] = set()
+        self.left_out: dict[int, set[Member]] = {}
 
     def _spec(self) -> RunSpec:
         clip = self.random.choice((None, Clip(ClipNorm(1.0)), Clip(ClipNorm(2.0)), Clip(None, ClipValue(1.0))))
@@ -92,8 +93,8 @@ class World:
                     self.measured.add(draft.id)
                     for shard in shards:
                         self.post(shard, lambda s=shard, d=draft: self._shard_measures(s, d))
-                case events.RecordAttempt(at):
-                    self.attempt = at
+                case events.RecordAttempt():
+                    self.attempt = action
                 case events.Gather():
                     self._check_gather(action)
                     for shard in action.shards:
@@ -116,23 +117,38 @@ class World:
 
     def _check_gather(self, gather: events.Gather) -> None:
         assert gather.id not in self.given_away, "the number of an attempt was given away twice"
-        assert gather.id.attempt == 0 or self.attempt == gather.id, "an attempt was told before it was recorded"
+        assert gather.id.attempt == 0 or self.attempt.id == gather.id, "an attempt was told before it was recorded"
         self.given_away.add(gather.id)
         self.casts[gather.id] = gather.members
         assert gather.members, "nobody asked"
+        left_out = self.left_out.setdefault(gather.id.round, set())
+        assert left_out.issubset(gather.quarantined), "who was left out of the round was forgotten"
+        assert not set(gather.quarantined) & set(gather.members), "somebody asked who is left out"
+        left_out.update(gather.quarantined)
         assert gather.layout == self.layout, "gathered by a layout that is not the present one"
         for member in gather.members:
             assert self.members.get(member.worker) == member, "somebody asked who is not a member"
             assert self.first[member] <= gather.id or self.first[member].round == gather.id.round, "asked too early"
 
     def replace_coordinator(self) -> None:
+        """With what was recorded: members as well, but for who is forgotten while nobody listens."""
         last = self.recorded[max(self.recorded)] if self.recorded else None
         following = last.id.round + 1 if last else 0
-        attempt = self.attempt.attempt + 1 if self.attempt.round == following else 1
+        under_way = self.attempt.id.round == following
         self.pending.clear()
-        self.members.clear()
-        away = range(len(self.shards))
-        self.rounds = Rounds(len(self.shards), self.spec, last=last, attempt=attempt, away=away, layout=self.layout)
+        if self.random.random() < 0.3:
+            self.members.clear()
+        self.rounds = Rounds(
+            len(self.shards),
+            self.spec,
+            last=last,
+            attempt=self.attempt.id.attempt + 1 if under_way else 1,
+            away=range(len(self.shards)),
+            layout=self.layout,
+            members={member: self.first[member].round for member in self.members.values()},
+            left_out=self.attempt.left_out if under_way else (),
+            nonfinite=self.attempt.nonfinite if under_way else (),
+        )
         for index, shard in enumerate(self.shards):
             if shard.up:
                 self.tell(events.ShardBack(index, shard.round, shard.step))

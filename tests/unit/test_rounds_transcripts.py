@@ -17,7 +17,7 @@ STEPD_REWRITE=1 writes the answers anew; read the difference before keeping it.
     add-group                     a group was added: the next version of the layout
     load                          the owner loads a state of the optimizer
     committed on=0,1              shards use it
-    restart                       another coordinator, with what was recorded
+    restart                       another coordinator, with what was recorded; `nobody`: without members
     state                         print where things stand
 """
 
@@ -68,7 +68,8 @@ class Run:
         self.options: dict[str, str] = {}
         self.members: dict[str, Member] = {}
         self.recorded: Decision | None = None
-        self.attempt = RoundId(0, 0)
+        self.attempt = events.RecordAttempt(RoundId(0, 0))
+        self.first: dict[Member, int] = {}
         self.loaded = False
         self.rounds = Rounds(1, spec_of({}))
 
@@ -80,28 +81,37 @@ class Run:
         return handler(plain, options)
 
     def apply(self, *happened: Event) -> list[str]:
-        actions = [action for event in happened for action in self.rounds.apply(event)]
-        for action in actions:
-            self._record(action)
+        actions = [action for event in happened for action in self._apply(event)]
         return [str(action) for action in actions] or ["(nothing)"]
 
-    def _record(self, action: Action) -> None:
-        if isinstance(action, events.Record):
-            self.recorded = action.decision
-        elif isinstance(action, events.RecordAttempt):
-            self.attempt = action.id
+    def _apply(self, event: Event) -> list[Action]:
+        actions = self.rounds.apply(event)
+        if isinstance(event, events.MemberJoined):
+            self.first[event.member] = self.rounds.first_round_of(event.member).round
+        elif isinstance(event, events.MemberLeft | events.MemberLost):
+            self.first.pop(event.member, None)
+        for action in actions:
+            if isinstance(action, events.Record):
+                self.recorded = action.decision
+            elif isinstance(action, events.RecordAttempt):
+                self.attempt = action
+        return actions
 
     def do_run(self, words: list[str], options: dict[str, str]) -> list[str]:
         options |= dict.fromkeys(words, "")
         self.shards = int(options.pop("shards", "1"))
-        self.options, self.members, self.recorded, self.attempt = options, {}, None, RoundId(0, 0)
+        self.options, self.members, self.recorded, self.first = options, {}, None, {}
+        self.attempt = events.RecordAttempt(RoundId(0, 0))
         self.loaded = False
         self.rounds = Rounds(self.shards, spec_of(options))
         return [repr(self.rounds)]
 
-    def do_restart(self, *_: object) -> list[str]:
+    def do_restart(self, words: list[str], _: dict[str, str]) -> list[str]:
         following = self.recorded.id.round + 1 if self.recorded else 0
-        attempt = self.attempt.attempt + 1 if self.attempt.round == following else 1
+        under_way = self.attempt.id.round == following
+        attempt = self.attempt.id.attempt + 1 if under_way else 1
+        if "nobody" in words:
+            self.first.clear()
         spec = spec_of(self.options)
         self.rounds = Rounds(
             self.shards,
@@ -111,6 +121,9 @@ class Run:
             away=range(self.shards),
             state_loaded=self.loaded,
             layout=self._layout,
+            members={member: self.first[member] for member in self.members.values() if member in self.first},
+            left_out=self.attempt.left_out if under_way else (),
+            nonfinite=self.attempt.nonfinite if under_way else (),
         )
         return [repr(self.rounds)]
 

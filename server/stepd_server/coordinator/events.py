@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from stepd.definitions import RunSpec
 from stepd.policies import Clip, Reduce
-from stepd_server.coordinator.vocabulary import Decision, Measures, Member, RoundId, Sums
+from stepd_server.coordinator.vocabulary import Decision, Measures, Member, Nonfinite, RoundId, Sums
 
 # --- Events: members ----------------------------------------------------------------------------------------------
 
@@ -180,12 +180,19 @@ Event: TypeAlias = (
 
 @dataclass(frozen=True)
 class RecordAttempt:
-    """Write down that this attempt is about to be told, so that no later coordinator gives its number away again."""
+    """Write down that this attempt is about to be told, so that no later coordinator gives its number away again.
+
+    Attributes:
+        left_out: members that were left out of the round, and may have been told so.
+        nonfinite: why.
+    """
 
     id: RoundId
+    left_out: tuple[Member, ...] = ()
+    nonfinite: tuple[Nonfinite, ...] = ()
 
     def __str__(self) -> str:
-        return f"record attempt {self.id}"
+        return f"record attempt {self.id}" + (f" without {_listed(self.left_out)}" if self.left_out else "")
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ it. Should the round start over, its contribution is gone as well: there is nobo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from stepd.definitions import RunSpec
@@ -82,8 +82,11 @@ class Rounds:
         away: Iterable[int] = (),
         layout: int = 0,
         state_loaded: bool = False,
+        members: Mapping[Member, int] | None = None,
+        left_out: Iterable[Member] = (),
+        nonfinite: Iterable[Nonfinite] = (),
     ) -> None:
-        """A new run; or, with what a coordinator before this one recorded, an old one without members.
+        """A new run; or, with what a coordinator before this one recorded, an old one.
 
         Args:
             shards: how many there are.
@@ -93,6 +96,9 @@ class Rounds:
             away: shards that have yet to say where they stand.
             layout: version of the layout.
             state_loaded: a state has been loaded; shards are told of it again.
+            members: who has joined, each with the first round that takes its contribution.
+            left_out: members that an attempt of the round has been told to do without.
+            nonfinite: whose values were not finite, in an attempt of the round.
         """
         self._all: Final = tuple(range(shards))
         self._spec = spec
@@ -102,11 +108,11 @@ class Rounds:
         self.step = last.step if last else 0
         self.id = RoundId(last.id.round + 1 if last else 0, attempt)
         # Members, each with the first round that takes its contribution.
-        self._since: dict[Member, int] = {}
+        self._since: dict[Member, int] = dict(members or {})
         self._attempt: Attempt | None = None
         # Of this round, over its attempts.
-        self._nonfinite: tuple[Nonfinite, ...] = ()
-        self._left_out: frozenset[Member] = frozenset()
+        self._nonfinite: tuple[Nonfinite, ...] = tuple(nonfinite)
+        self._left_out: frozenset[Member] = frozenset(left_out)
         # Shards that have yet to carry out the last decision, as far as is known, and shards that do not answer.
         self._unfinished: set[int] = set(self._all) if last else set()
         self._away: set[int] = set(away)
@@ -172,7 +178,7 @@ class Rounds:
             parts.append(str(self._attempt))
         members = sorted(self._since, key=lambda member: member.rank)
         later = {m: first for m, first in self._since.items() if first > self.id.round}
-        names = [f"{m} (from round {later[m]})" if m in later else str(m) for m in members]
+        names = (f"{m} (from round {later[m]})" if m in later else str(m) for m in members)
         parts.append("members " + (" ".join(names) or "none"))
         if self._left_out:
             parts.append("left out " + " ".join(map(str, sorted(self._left_out))))
@@ -243,7 +249,7 @@ class Rounds:
     def _lose(self, member: Member) -> None:
         # Also one that has left: it may have claimed a contribution that never arrived.
         self._since.pop(member, None)
-        if self.takes_part(member) and not self._whole(member):
+        if self._attempt and member in self._attempt.members and not self._attempt.is_whole(member, self._all):
             self._start_over()
 
     def _take_in(self, event: Arrived | Gathered | Measured) -> None:
@@ -255,9 +261,6 @@ class Rounds:
             self._attempt.measures[event.shard] = event.measures
         else:
             self._attempt.gather(event.shard, event.sums)
-
-    def _whole(self, member: Member) -> bool:
-        return self._attempt is not None and self._attempt.is_whole(member, self._all)
 
     def _finish(self, event: Finished) -> None:
         if self.last is None or event.round != self.last.id.round or event.shard not in self._unfinished - self._away:
@@ -334,15 +337,11 @@ class Rounds:
 
     def _gather(self, members: tuple[Member, ...]) -> None:
         self._attempt = Attempt(members)
-        if self.id.attempt:
-            self._actions.append(RecordAttempt(self.id))
-        sync = self._spec.sync
         left_out = tuple(sorted(self._left_out, key=lambda member: member.rank))
-        self._actions.append(
-            Gather(
-                self._all, self.id, members, self._spec.clip, sync.reduce, sync.deterministic, left_out, self._layout
-            ),
-        )
+        if self.id.attempt:
+            self._actions.append(RecordAttempt(self.id, left_out, self._nonfinite))
+        how = (self._spec.clip, self._spec.sync.reduce, self._spec.sync.deterministic)
+        self._actions.append(Gather(self._all, self.id, members, *how, left_out, self._layout))
 
     def _start_over(self) -> None:
         """The attempt is over, if there is one. Who asks before the next one begins is told its number already."""

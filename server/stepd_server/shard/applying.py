@@ -11,6 +11,7 @@ from stepd.errors import FailedPrecondition
 from stepd.rules import Block, Moment, Reach, Rule
 from stepd.rules.base import Array
 from stepd.v1 import round_pb2
+from stepd_server.kernels.updates import Updates, wanted
 from stepd_server.shard.arena import Arena
 from stepd_server.shard.averaging import Averaging
 from stepd_server.shard.plan import Bools, Span
@@ -70,6 +71,8 @@ class Step:
         self._norms = {norms.parameter: (norms.first, norms.second) for norms in decision.norms}
         self._averaging = Averaging(arena, decision.step)
         self._advanced: dict[int, tuple[float, ...]] = {}
+        piece = arena.piece
+        self._compiled = Updates(piece.dtype, shaping) if wanted(piece.size) else None
 
     def turns(self, spans: Sequence[Span]) -> Iterator[Turn]:
         """The spans, ascending, a few at a time."""
@@ -110,9 +113,10 @@ class Step:
         with np.errstate(all="ignore"):
             for span in spans:
                 rule, at = self._groups[span.group].rule, self._moment(span)
-                block = self._block(span)
-                rule.update(block, at)
-                self._averaging.add(span.start, span.stop, block.g)
+                if not self._run_compiled(span, at):
+                    rule.update(self._block(span), at)
+                (spare,) = self._scratch.rows(1, span.stop - span.start)
+                self._averaging.add(span.start, span.stop, spare)
                 if at.scalars:
                     self._advanced[span.slice] = rule.advance(at)
 
@@ -134,21 +138,34 @@ class Step:
             at = at._replace(name=arena.piece.spec.parameters[id_].name, norms=self._norms.get(id_, at.norms))
         return at
 
+    def _run_compiled(self, span: Span, at: Moment) -> bool:
+        """Update a span by a kernel, if there is one: it gives the bits of the rule."""
+        if self._compiled is None:
+            return False
+        rule, _, scale, *_ = self._groups[span.group]
+        p = self._arena.parameters[span.start : span.stop]
+        return self._compiled.run(span.group, rule, scale, at, p, self._total(span), self._buffers(span))
+
     def _block(self, span: Span) -> Block:
-        arena, (rule, chosen, scale, *_) = self._arena, self._groups[span.group]
-        piece = arena.piece.groups[span.group]
-        size = span.stop - span.start
-        g, *scratch = self._scratch.rows(1 + rule.scratch, size)
-        shaped = self._shaping.apply(arena.accumulator[span.start : span.stop], span.group, g)
-        np.multiply(shaped, scale, out=g)
-        places, buffers = piece.places(span), arena.buffers[span.group]
+        rule, _, scale, *_ = self._groups[span.group]
+        piece = self._arena.piece.groups[span.group]
+        g, *scratch = self._scratch.rows(1 + rule.scratch, span.stop - span.start)
+        np.multiply(self._shaping.apply(self._total(span), span.group, g), scale, out=g)
         return Block(
-            p=arena.parameters[span.start : span.stop],
+            p=self._arena.parameters[span.start : span.stop],
             g=g,
-            buffers=tuple(buffers[i][places[i]] for i in chosen),
+            buffers=self._buffers(span),
             scratch=tuple(scratch),
             shape=piece.shapes[span.slice - piece.first] if rule.reach is Reach.WHOLE else (),
         )
+
+    def _total(self, span: Span) -> Array:
+        """The sum of the contributions."""
+        return self._arena.accumulator[span.start : span.stop]
+
+    def _buffers(self, span: Span) -> tuple[Array, ...]:
+        places, buffers = self._arena.piece.groups[span.group].places(span), self._arena.buffers[span.group]
+        return tuple(buffers[i][places[i]] for i in self._groups[span.group].chosen)
 
 
 def _in_step(rule: Rule, rates: round_pb2.GroupRates, scale: float) -> _Group:

@@ -19,7 +19,6 @@ import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import replace
-from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ import numpy as np
 from stepd.errors import ResourceExhausted
 from stepd.rules.base import Array
 from stepd.v1 import run_pb2, shard_control_pb2
+from stepd_server.shard.journal import Field, Journal
 from stepd_server.shard.plan import Piece
 
 # Memory that is there when it is taken saves a page fault for each 4 KiB in the first step.
@@ -36,16 +36,6 @@ _POPULATE = getattr(mmap, "MAP_POPULATE", 0)
 
 # What the system says when there is no memory, or no room on a disk.
 _NO_ROOM = (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT)
-
-
-class Field(IntEnum):
-    """Where each number stands in the journal; each is one aligned 8-byte store."""
-
-    SEALED = 0  # 1 once the initial parameters are complete
-    INTENT = 1  # rounds whose applying has begun: one more than ROUND while a step is under way
-    ROUND = 2  # rounds finished
-    STEP = 3  # steps applied
-    AVERAGED = 4  # steps that have gone into the average
 
 
 class Arena:
@@ -65,7 +55,7 @@ class Arena:
         self.run_id = prepared.run_id
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            self.journal = _map(folder / "journal", len(Field), np.dtype("<i8"))
+            self.journal = Journal(_map(folder / "journal", len(Field), np.dtype("<i8")))
             self.updates = _map(folder / "updates", len(piece.slices), np.dtype("<i8"))
             self._scalars = _map(folder / piece.scalars_file, len(piece.slices) * piece.scalars, np.dtype("<f8"))
             self.parameters: Array = _map(folder / "parameters", piece.size, piece.dtype)
@@ -103,25 +93,25 @@ class Arena:
 
     @property
     def round(self) -> int:
-        return int(self.journal[Field.ROUND])
+        return self.journal[Field.ROUND]
 
     @property
     def step(self) -> int:
-        return int(self.journal[Field.STEP])
+        return self.journal[Field.STEP]
 
     @property
     def averaged_steps(self) -> int:
         """Steps that have gone into the average."""
-        return int(self.journal[Field.AVERAGED])
+        return self.journal[Field.AVERAGED]
 
     @averaged_steps.setter
     def averaged_steps(self, count: int) -> None:
-        self.journal[Field.AVERAGED] = count
+        self.journal.store(Field.AVERAGED, count)
 
     @property
     def torn(self) -> bool:
         """Whether the process died in the middle of a step."""
-        return bool(self.journal[Field.INTENT] != self.journal[Field.ROUND])
+        return self.journal[Field.INTENT] != self.journal[Field.ROUND]
 
     def write_prepared(self) -> None:
         """From here on, whoever opens the folder finds this run."""
@@ -130,7 +120,7 @@ class Arena:
     def seal(self) -> None:
         """The initial parameters are complete: fill the buffers and open the run."""
         self.fill(first_group=0, first_slice=0)
-        self.journal[Field.SEALED] = 1
+        self.journal.store(Field.SEALED, 1)
 
     def fill(self, *, first_group: int, first_slice: int) -> None:
         """Give what rules keep its value before the first step, from a group and its first slice on."""
@@ -162,13 +152,13 @@ class Arena:
 
     def begin(self) -> None:
         """A step is about to change the arrays."""
-        self.journal[Field.INTENT] = self.round + 1
+        self.journal.store(Field.INTENT, self.round + 1)
 
     def finish(self, step: int) -> None:
         """The round is over, and `step` steps have been applied."""
-        self.journal[Field.STEP] = step
-        self.journal[Field.INTENT] = self.round + 1
-        self.journal[Field.ROUND] = self.round + 1
+        self.journal.store(Field.STEP, step)
+        self.journal.store(Field.INTENT, self.round + 1)
+        self.journal.store(Field.ROUND, self.round + 1)
 
     def change_groups(self, groups: Iterable[run_pb2.GroupSpec]) -> None:
         """Have the groups other hyperparameters, under which their rules keep the same buffers."""

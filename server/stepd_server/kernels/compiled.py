@@ -1,0 +1,67 @@
+"""Machine code for programs, made by LLVM (the extra `stepd[fast]`) in some ten milliseconds each."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, Final
+
+import numpy as np
+
+from stepd.rules.base import Array
+from stepd_server.kernels.emit import FUNCTION, Number, emit
+from stepd_server.kernels.trace import Program
+
+_NUMBERS: Final[dict[np.dtype[Any], Number]] = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}
+
+
+@cache
+def available() -> bool:
+    """Whether the library that compiles is installed, and STEPD_KERNELS=numpy does not say to do without."""
+    return os.environ.get("STEPD_KERNELS") != "numpy" and importlib.util.find_spec("llvmlite") is not None
+
+
+class Kernel:
+    """A compiled loop. Calls do not hold the interpreter lock."""
+
+    def __init__(self, engine: Any, arguments: int) -> None:
+        # The code lives as long as its engine.
+        self._engine = engine
+        pointers = [ctypes.c_void_p] * arguments
+        self._call = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_void_p, *pointers)(
+            engine.get_function_address(FUNCTION)
+        )
+
+    def __call__(self, constants: Array, arrays: Sequence[Array]) -> None:
+        """Run over arrays of one length, in the order of the program's cells; the constants have their dtype."""
+        self._call(arrays[0].size, constants.ctypes.data, *[array.ctypes.data for array in arrays])
+
+
+@cache
+def compiled(program: Program, dtype: np.dtype[Any]) -> Kernel:
+    """The kernel of a program; the same one whenever it is asked for."""
+    from llvmlite import binding  # noqa: PLC0415 (an extra; and nobody else needs its 50 MB)
+
+    machine = _machine()
+    module = binding.parse_assembly(emit(program, _NUMBERS[dtype]))
+    module.verify()
+    optimizer = binding.create_pass_builder(machine, binding.create_pipeline_tuning_options(speed_level=3))
+    optimizer.getModulePassManager().run(module, optimizer)
+    engine = binding.create_mcjit_compiler(module, machine)
+    engine.finalize_object()
+    return Kernel(engine, len(program.cells))
+
+
+@cache
+def _machine() -> Any:
+    from llvmlite import binding  # noqa: PLC0415
+
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    # This very processor with all that it can do; the code is never kept.
+    return binding.Target.from_default_triple().create_target_machine(
+        cpu=binding.get_host_cpu_name(), features=binding.get_host_cpu_features().flatten(), opt=3, jit=True
+    )

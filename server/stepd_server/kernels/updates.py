@@ -1,0 +1,114 @@
+"""The updates of one step, compiled where they can be."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from stepd.rules import Block, Moment, Reach, Rule
+from stepd.rules.base import Array
+from stepd_server.kernels.compiled import Kernel, available, compiled
+from stepd_server.kernels.trace import Program, Recorder, Recording, Untraceable
+from stepd_server.shard.sums import Shaping
+
+log = logging.getLogger(__name__)
+
+# Recording takes as long as NumPy needs for so many elements, and is worth it only once for many blocks, or for one
+# that is larger.
+_ELEMENTS_MIN: Final = 1 << 14
+
+
+class _Update(NamedTuple):
+    kernel: Kernel
+    constants: Array
+
+
+class Updates:
+    """What groups do with their blocks in one step: recorded when the first block comes, and kept for the others."""
+
+    def __init__(self, dtype: np.dtype[Any], shaping: Shaping) -> None:
+        """
+        Args:
+            dtype: of all arrays.
+            shaping: what makes the sum of contributions a gradient.
+        """
+        self._dtype = dtype
+        self._shaping = shaping
+        self._known: dict[tuple[int, Moment], _Update | None] = {}
+
+    def run(
+        self,
+        group: int,
+        rule: Rule,
+        scale: float,
+        at: Moment,
+        p: Array,
+        total: Array,
+        buffers: Sequence[Array],
+    ) -> bool:
+        """Update a block, if that can be compiled: `p` and `buffers` in place, by the sum of contributions.
+
+        Args:
+            group: index of the group, for its limits.
+            rule: of the group in this step.
+            scale: what the gradient is multiplied by.
+            at: the moment.
+            p: parameters.
+            total: their sum of contributions; is not changed.
+            buffers: those of the rule.
+        """
+        key = (group, at)
+        if key not in self._known:
+            if p.size < _ELEMENTS_MIN:
+                return False
+            self._known[key] = self._update(group, rule, scale, at)
+        update = self._known[key]
+        if update is None:
+            return False
+        update.kernel(update.constants, [p, total, *buffers])
+        return True
+
+    def _update(self, group: int, rule: Rule, scale: float, at: Moment) -> _Update | None:
+        try:
+            program, constants = record(rule, at, self._shaping, group, scale)
+        except Untraceable as error:
+            _say_once(type(rule).__name__, str(error))
+            return None
+        return _Update(compiled(program, self._dtype), np.array(constants, self._dtype))
+
+
+def record(rule: Rule, at: Moment, shaping: Shaping, group: int, scale: float) -> tuple[Program, list[float]]:
+    """What a rule does to each element, from the sum of contributions on; raise Untraceable if it is not alike.
+
+    Returns:
+        The program, whose arrays are parameters, sum and buffers, and its constants.
+    """
+    if rule.reach is Reach.WHOLE:
+        raise Untraceable("it sees a tensor whole")
+    recorder = Recorder()
+    p, total, g = (recorder.array(name) for name in ("p", "total", "g"))
+    buffers = tuple(recorder.array(f"b{i}") for i, _ in enumerate(rule.buffers()))
+    scratch = tuple(recorder.array(f"t{i}") for i in range(rule.scratch))
+    shaped: Any = shaping.apply(_as_array(total), group, _as_array(g))
+    np.multiply(shaped, scale, out=_as_array(g))
+    block = Block(_as_array(p), _as_array(g), tuple(map(_as_array, buffers)), tuple(map(_as_array, scratch)))
+    rule.update(block, at)
+    return recorder.program((p.name, total.name, *(b.name for b in buffers))), recorder.constants
+
+
+def wanted(elements: int) -> bool:
+    """Whether a run of so many elements on this shard is worth loading the compiler for."""
+    return elements >= _ELEMENTS_MIN and available()
+
+
+def _as_array(recording: Recording) -> Any:
+    return recording
+
+
+@cache
+def _say_once(rule: str, why: str) -> None:
+    log.info("%s runs in NumPy: %s", rule, why)
