@@ -281,7 +281,7 @@ async def join(spec: RunSpec, streams: RunStreams, request: coordinator_pb2.Join
     streams.learn(answer.run.spec, answer.layout)
     sharing = Sharing(streams.session, spec.name, answer.member)
     streams = streams.sharing_with(sharing)
-    exchange = Exchange(streams, answer.run.round.round)
+    exchange = Exchange(streams, answer.run.round)
     lease = request.lease.seconds + request.lease.nanos * 1e-9
     exchange.membership = Membership(streams.session, spec.name, answer.member, lease, exchange.on_round)
     try:
