@@ -1,10 +1,11 @@
-"""How gradients are limited and gathered: ClipNorm, ClipValue, Clip and Sync."""
+"""How gradients are limited, gathered and sent: ClipNorm, ClipValue, Clip, Sync and Wire."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
+from stepd import encodings
 from stepd.errors import InvalidArgument
 from stepd.limits import WORKERS_MAX
 from stepd.settings import MAY_BE_INFINITE, Settings, refuse
@@ -129,3 +130,27 @@ class Sync(Settings):
                     expected=neutral,
                     given=value,
                 )
+
+
+@dataclass(frozen=True)
+class Wire(Settings):
+    """How float32 runs travel. Norms, limits and rules see what arrives; the masters on the servers stay float32.
+
+    Attributes:
+        gradients: "float32", "bfloat16", "float16", "int8" or "topk:F": the fraction F of each chunk that is largest.
+            What the last two leave out is added to the worker's next gradient.
+        parameters: "float32", "bfloat16" or "float16", for workers. `run.pull` always gives all bits.
+    """
+
+    gradients: str = "float32"
+    parameters: str = "float32"
+
+    def check(self) -> None:
+        super().check()
+        encodings.of_gradients(self.gradients)
+        encodings.of_parameters(self.parameters)
+
+    @property
+    def plain(self) -> bool:
+        """Nothing is encoded."""
+        return self == Wire()
