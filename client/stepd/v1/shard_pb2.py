@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from stepd.v1 import round_pb2 as stepd_dot_v1_dot_round__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14stepd/v1/shard.proto\x12\x08stepd.v1\x1a\x14stepd/v1/round.proto\"%\n\x05\x43hunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"%\n\x05Range\x12\r\n\x05start\x18\x01 \x01(\x04\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\"6\n\x14LoadParametersHeader\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x11\n\textension\x18\x32 \x01(\t\"v\n\x15LoadParametersRequest\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32\x1e.stepd.v1.LoadParametersHeaderH\x00\x12 \n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x0f.stepd.v1.ChunkH\x00\x42\t\n\x07message\"\x18\n\x16LoadParametersResponse\"S\n\x10StageStateHeader\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x10\n\x08state_id\x18\x02 \x01(\t\x12\x0f\n\x07updates\x18\x03 \x03(\x04\x12\x0f\n\x07scalars\x18\x04 \x03(\x01\"n\n\x11StageStateRequest\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1a.stepd.v1.StageStateHeaderH\x00\x12 \n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x0f.stepd.v1.ChunkH\x00\x42\t\n\x07message\"\x14\n\x12StageStateResponse\"\xa3\x01\n\nPushHeader\x12\x0b\n\x03run\x18\x01 \x01(\t\x12 \n\x06member\x18\x02 \x01(\x0b\x32\x10.stepd.v1.Member\x12\x1d\n\x02id\x18\x03 \x01(\x0b\x32\x11.stepd.v1.RoundId\x12\x0e\n\x06weight\x18\x04 \x01(\x01\x12\x1f\n\x06ranges\x18\x05 \x03(\x0b\x32\x0f.stepd.v1.Range\x12\x16\n\x0elayout_version\x18\x32 \x01(\r\"b\n\x0bPushRequest\x12&\n\x06header\x18\x01 \x01(\x0b\x32\x14.stepd.v1.PushHeaderH\x00\x12 \n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x0f.stepd.v1.ChunkH\x00\x42\t\n\x07message\"d\n\x0cPushResponse\x12\'\n\x06status\x18\x01 \x01(\x0e\x32\x17.stepd.v1.ReceiptStatus\x12\x1d\n\x02id\x18\x02 \x01(\x0b\x32\x11.stepd.v1.RoundId\x12\x0c\n\x04step\x18\x03 \x01(\x04\"\xf2\x01\n\x0bPullRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x12\n\x05round\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12 \n\x06member\x18\x03 \x01(\x0b\x32\x10.stepd.v1.Member\x12\x1f\n\x06ranges\x18\x04 \x03(\x0b\x32\x0f.stepd.v1.Range\x12\x14\n\x07\x61ttempt\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x11\n\x04step\x18\x06 \x01(\x04H\x02\x88\x01\x01\x12\x10\n\x08\x61veraged\x18( \x01(\x08\x12\x16\n\x0elayout_version\x18\x32 \x01(\r\x12\r\n\x05state\x18\x1e \x01(\x08\x42\x08\n\x06_roundB\n\n\x08_attemptB\x07\n\x05_step\"9\n\x0bStateBuffer\x12\r\n\x05group\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\"\xab\x01\n\nPullHeader\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12$\n\x08\x64\x65\x63ision\x18\x03 \x01(\x0b\x32\x12.stepd.v1.Decision\x12&\n\x07\x62uffers\x18\x1e \x03(\x0b\x32\x15.stepd.v1.StateBuffer\x12\x0f\n\x07updates\x18\x1f \x03(\x04\x12\x0f\n\x07scalars\x18  \x03(\x01\x12\x10\n\x08state_id\x18! \x01(\t\"c\n\x0cPullResponse\x12&\n\x06header\x18\x01 \x01(\x0b\x32\x14.stepd.v1.PullHeaderH\x00\x12 \n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x0f.stepd.v1.ChunkH\x00\x42\t\n\x07message*\xbd\x01\n\rReceiptStatus\x12\x1e\n\x1aRECEIPT_STATUS_UNSPECIFIED\x10\x00\x12\x1b\n\x17RECEIPT_STATUS_ACCEPTED\x10\x01\x12\x1c\n\x18RECEIPT_STATUS_DUPLICATE\x10\x02\x12\x17\n\x13RECEIPT_STATUS_LATE\x10\x03\x12\x18\n\x14RECEIPT_STATUS_STALE\x10\x04\x12\x1e\n\x1aRECEIPT_STATUS_QUARANTINED\x10\x05\x32\x9b\x02\n\x05Shard\x12U\n\x0eLoadParameters\x12\x1f.stepd.v1.LoadParametersRequest\x1a .stepd.v1.LoadParametersResponse(\x01\x12\x37\n\x04Push\x12\x15.stepd.v1.PushRequest\x1a\x16.stepd.v1.PushResponse(\x01\x12I\n\nStageState\x12\x1b.stepd.v1.StageStateRequest\x1a\x1c.stepd.v1.StageStateResponse(\x01\x12\x37\n\x04Pull\x12\x15.stepd.v1.PullRequest\x1a\x16.stepd.v1.PullResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14stepd/v1/shard.proto\x12\x08stepd.v1\x1a\x14stepd/v1/round.proto\"%\n\x05\x43hunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"%\n\x05Range\x12\r\n\x05start\x18\x01 \x01(\x04\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\"6\n\x14LoadParametersHeader\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x11\n\textension\x18\x32 \x01(\t\"v\n\x15LoadParametersRequest\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32\x1e.stepd.v1.LoadParametersHeaderH\x00\x12 \n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x0f.stepd.v1.ChunkH\x00\x42\t\n\x07message\"\x18\n\x16LoadParametersResponse\"S\n\x10StageStateHeader\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x10\n\x08state_id\x18\x02 \x01(\t\x12\x0f\n\x07updates\x18\x03 \x03(\x04\x12\x0f\n\x07scalars\x18\x04 \x03(\x01\"n\n\x11StageStateRequest\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1a.stepd.v1.StageStateHeaderH\x00\x12 \n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x0f.stepd.v1.ChunkH\x00\x42\t\n\x07message\"\x14\n\x12StageStateResponse\"\xc7\x01\n\nPushHeader\x12\x0b\n\x03run\x18\x01 \x01(\t\x12 \n\x06member\x18\x02 \x01(\x0b\x32\x10.stepd.v1.Member\x12\x1d\n\x02id\x18\x03 \x01(\x0b\x32\x11.stepd.v1.RoundId\x12\x0e\n\x06weight\x18\x04 \x01(\x01\x12\x1f\n\x06ranges\x18\x05 \x03(\x0b\x32\x0f.stepd.v1.Range\x12\x16\n\x0elayout_version\x18\x32 \x01(\r\x12\x10\n\x08sequence\x18Z \x01(\x04\x12\x10\n\x08\x62\x61sed_on\x18[ \x01(\x04\"b\n\x0bPushRequest\x12&\n\x06header\x18\x01 \x01(\x0b\x32\x14.stepd.v1.PushHeaderH\x00\x12 \n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x0f.stepd.v1.ChunkH\x00\x42\t\n\x07message\"\x86\x01\n\x0cPushResponse\x12\'\n\x06status\x18\x01 \x01(\x0e\x32\x17.stepd.v1.ReceiptStatus\x12\x1d\n\x02id\x18\x02 \x01(\x0b\x32\x11.stepd.v1.RoundId\x12\x0c\n\x04step\x18\x03 \x01(\x04\x12\x14\n\x07in_turn\x18\\ \x01(\x08H\x00\x88\x01\x01\x42\n\n\x08_in_turn\"\x85\x02\n\x0bPullRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x12\n\x05round\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12 \n\x06member\x18\x03 \x01(\x0b\x32\x10.stepd.v1.Member\x12\x1f\n\x06ranges\x18\x04 \x03(\x0b\x32\x0f.stepd.v1.Range\x12\x14\n\x07\x61ttempt\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x11\n\x04step\x18\x06 \x01(\x04H\x02\x88\x01\x01\x12\x11\n\tsent_away\x18] \x01(\r\x12\x10\n\x08\x61veraged\x18( \x01(\x08\x12\x16\n\x0elayout_version\x18\x32 \x01(\r\x12\r\n\x05state\x18\x1e \x01(\x08\x42\x08\n\x06_roundB\n\n\x08_attemptB\x07\n\x05_step\"9\n\x0bStateBuffer\x12\r\n\x05group\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\"\xbc\x01\n\nPullHeader\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12$\n\x08\x64\x65\x63ision\x18\x03 \x01(\x0b\x32\x12.stepd.v1.Decision\x12&\n\x07\x62uffers\x18\x1e \x03(\x0b\x32\x15.stepd.v1.StateBuffer\x12\x0f\n\x07updates\x18\x1f \x03(\x04\x12\x0f\n\x07scalars\x18  \x03(\x01\x12\x10\n\x08state_id\x18! \x01(\t\x12\x0f\n\x07\x63ounted\x18\\ \x01(\x04\"c\n\x0cPullResponse\x12&\n\x06header\x18\x01 \x01(\x0b\x32\x14.stepd.v1.PullHeaderH\x00\x12 \n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x0f.stepd.v1.ChunkH\x00\x42\t\n\x07message*\xbd\x01\n\rReceiptStatus\x12\x1e\n\x1aRECEIPT_STATUS_UNSPECIFIED\x10\x00\x12\x1b\n\x17RECEIPT_STATUS_ACCEPTED\x10\x01\x12\x1c\n\x18RECEIPT_STATUS_DUPLICATE\x10\x02\x12\x17\n\x13RECEIPT_STATUS_LATE\x10\x03\x12\x18\n\x14RECEIPT_STATUS_STALE\x10\x04\x12\x1e\n\x1aRECEIPT_STATUS_QUARANTINED\x10\x05\x32\x9b\x02\n\x05Shard\x12U\n\x0eLoadParameters\x12\x1f.stepd.v1.LoadParametersRequest\x1a .stepd.v1.LoadParametersResponse(\x01\x12\x37\n\x04Push\x12\x15.stepd.v1.PushRequest\x1a\x16.stepd.v1.PushResponse(\x01\x12I\n\nStageState\x12\x1b.stepd.v1.StageStateRequest\x1a\x1c.stepd.v1.StageStateResponse(\x01\x12\x37\n\x04Pull\x12\x15.stepd.v1.PullRequest\x1a\x16.stepd.v1.PullResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'stepd.v1.shard_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RECEIPTSTATUS']._serialized_start=1503
-  _globals['_RECEIPTSTATUS']._serialized_end=1692
+  _globals['_RECEIPTSTATUS']._serialized_start=1610
+  _globals['_RECEIPTSTATUS']._serialized_end=1799
   _globals['_CHUNK']._serialized_start=56
   _globals['_CHUNK']._serialized_end=93
   _globals['_RANGE']._serialized_start=95
@@ -51,19 +51,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STAGESTATERESPONSE']._serialized_start=533
   _globals['_STAGESTATERESPONSE']._serialized_end=553
   _globals['_PUSHHEADER']._serialized_start=556
-  _globals['_PUSHHEADER']._serialized_end=719
-  _globals['_PUSHREQUEST']._serialized_start=721
-  _globals['_PUSHREQUEST']._serialized_end=819
-  _globals['_PUSHRESPONSE']._serialized_start=821
-  _globals['_PUSHRESPONSE']._serialized_end=921
-  _globals['_PULLREQUEST']._serialized_start=924
-  _globals['_PULLREQUEST']._serialized_end=1166
-  _globals['_STATEBUFFER']._serialized_start=1168
-  _globals['_STATEBUFFER']._serialized_end=1225
-  _globals['_PULLHEADER']._serialized_start=1228
-  _globals['_PULLHEADER']._serialized_end=1399
-  _globals['_PULLRESPONSE']._serialized_start=1401
-  _globals['_PULLRESPONSE']._serialized_end=1500
-  _globals['_SHARD']._serialized_start=1695
-  _globals['_SHARD']._serialized_end=1978
+  _globals['_PUSHHEADER']._serialized_end=755
+  _globals['_PUSHREQUEST']._serialized_start=757
+  _globals['_PUSHREQUEST']._serialized_end=855
+  _globals['_PUSHRESPONSE']._serialized_start=858
+  _globals['_PUSHRESPONSE']._serialized_end=992
+  _globals['_PULLREQUEST']._serialized_start=995
+  _globals['_PULLREQUEST']._serialized_end=1256
+  _globals['_STATEBUFFER']._serialized_start=1258
+  _globals['_STATEBUFFER']._serialized_end=1315
+  _globals['_PULLHEADER']._serialized_start=1318
+  _globals['_PULLHEADER']._serialized_end=1506
+  _globals['_PULLRESPONSE']._serialized_start=1508
+  _globals['_PULLRESPONSE']._serialized_end=1607
+  _globals['_SHARD']._serialized_start=1802
+  _globals['_SHARD']._serialized_end=2085
 # @@protoc_insertion_point(module_scope)

@@ -102,6 +102,7 @@ class Run:
             away=range(len(self._fleet.shards)),
             layout=self._layout_version,
             state_loaded=bool(self.record.state_id),
+            standings=self._store.standings,
         )
 
     def set_bytes(self, total: int) -> None:
@@ -139,8 +140,14 @@ class Run:
                 self._driver.gather(action)
             case events.Measure():
                 self._driver.measure(action)
-            case events.Record(decided):
-                self._store.write_decision(decided)
+            case events.SetTimer():
+                self._driver.set_timer(action)
+            case events.Close():
+                self._driver.close(action)
+            case events.Select():
+                self._driver.select(action)
+            case events.Record(decided, standings):
+                self._store.write_decision(decided, standings)
                 self.tally.decided(decided, self._clocks.steady())
             case events.Finish():
                 self._driver.finish(action)
@@ -215,6 +222,10 @@ class Run:
             self._store.write_plateaus(self._plateaus.to_bytes())
             self.tell(events.PolicyChanged(self._plateaus.in_effect))
         return rounds.first_round_of(member)
+
+    def counted(self, member: Member) -> int:
+        """The latest of the member's contributions that counts, where they are taken in turn."""
+        return self._going_rounds().counted(member)
 
     def leave(self, member: Member, contributed: RoundId | None) -> None:
         if self._membership.leave(member):

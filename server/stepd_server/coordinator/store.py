@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -24,7 +24,7 @@ from typing import Final
 from stepd.v1 import round_pb2, shard_control_pb2
 from stepd_server.coordinator import convert
 from stepd_server.coordinator.slots import Slots, read, sync_folder, unframe, write_whole
-from stepd_server.coordinator.vocabulary import Decision, RoundId
+from stepd_server.coordinator.vocabulary import Decision, Member, RoundId, Standing
 
 _ROUND_ID: Final = struct.Struct("<QI")
 _LENGTH: Final = struct.Struct("<I")
@@ -95,8 +95,8 @@ class RunStore:
     def write_record(self, record: RunRecord) -> None:
         write_whole(self._folder / "run", record.to_bytes())
 
-    def write_decision(self, decision: Decision) -> None:
-        self._decision.write(convert.decision_to_proto(decision).SerializeToString())
+    def write_decision(self, decision: Decision, standings: Iterable[tuple[Member, Standing]] = ()) -> None:
+        self._decision.write(convert.recorded_to_proto(decision, standings).SerializeToString())
 
     def write_attempt(self, id_: RoundId) -> None:
         self._attempt.write(_ROUND_ID.pack(*id_))
@@ -112,7 +112,12 @@ class RunStore:
     def last_decision(self) -> Decision | None:
         if self._decision.value is None:
             return None
-        return convert.decision_from_proto(round_pb2.Decision.FromString(self._decision.value))
+        return convert.decision_from_proto(round_pb2.RecordedDecision.FromString(self._decision.value).decision)
+
+    @property
+    def standings(self) -> dict[Member, Standing]:
+        """What had been counted of members by the last decision, where contributions are taken in turn."""
+        return convert.standings_from_proto(round_pb2.RecordedDecision.FromString(self._decision.value or b""))
 
     def next_attempt(self) -> int:
         """The first attempt of the round after the last decision that nobody can have heard of."""
