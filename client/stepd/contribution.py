@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from stepd.buffers import Array
+from stepd.definitions import ParameterSpec
+from stepd.errors import NonFiniteGradient
 from stepd.results import Receipt, receipt_word
 from stepd.transfer import bytes_of
 from stepd.v1 import round_pb2, shard_pb2
@@ -108,3 +110,19 @@ class Settled:
 
     decision: round_pb2.Decision
     step: int
+
+
+def failure(run: str, parameters: Sequence[ParameterSpec], decision: round_pb2.Decision) -> NonFiniteGradient:
+    """The error for a round that failed, of this run with these parameters."""
+    found = [(bad.member.worker, bad.member.rank, parameters[bad.parameter].name) for bad in decision.nonfinite]
+    senders = "; ".join(f"worker {worker!r} (rank {rank}) in parameter {name!r}" for worker, rank, name in found)
+    what = f"a NaN or an infinity came from {senders}" if found else "the sum of the gradients overflowed"
+    return NonFiniteGradient(
+        f"run {run!r}: the step after {decision.step} failed: {what}",
+        run=run,
+        step=decision.step,
+        round=decision.id.round,
+        workers=[worker for worker, _, _ in found],
+        ranks=[rank for _, rank, _ in found],
+        parameters=[name for _, _, name in found],
+    )

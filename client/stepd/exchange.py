@@ -12,8 +12,8 @@ from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from stepd.buffers import Array, Picture
-from stepd.contribution import Contribution, Settled
-from stepd.errors import Aborted, NonFiniteGradient, StepdError
+from stepd.contribution import Contribution, Settled, failure
+from stepd.errors import Aborted, StepdError
 from stepd.membership import Membership
 from stepd.parameters import check_whole
 from stepd.results import Receipt
@@ -29,15 +29,17 @@ T = TypeVar("T")
 class Exchange:
     """The rounds of one worker. Lives in the session's loop; one call at a time."""
 
-    def __init__(self, streams: RunStreams, first_round: int, step: int) -> None:
+    def __init__(self, streams: RunStreams, first: round_pb2.RoundId, step: int) -> None:
         """
         Args:
             streams: of the run.
-            first_round: that takes a contribution.
+            first: the attempt that is the first to want a contribution of this member. One to an earlier attempt of
+                the round would be answered with LATE, as that does without it.
             step: steps applied by now.
         """
         self._streams = streams
-        self._next = first_round  # round of the next contribution
+        self._first = first
+        self._next = first.round  # round of the next contribution
         self._sequence = 0  # of the latest
         # Steps applied in the parameters that were read last: what the next gradient is computed from.
         self.version = step
@@ -132,6 +134,8 @@ class Exchange:
         contribution.in_turn = self._streams.in_turn
         if not contribution.in_turn:
             contribution.round = self._next
+            if self._next == self._first.round:
+                contribution.attempt = max(contribution.attempt, self._first.attempt)
             self._next += 1
         self._held = contribution
 
@@ -378,21 +382,7 @@ class Exchange:
         if decision.id.round != contribution.round or decision.outcome != round_pb2.OUTCOME_FAILED:
             return
         self._held = None
-        found = [
-            (bad.member.worker, bad.member.rank, self._streams.table.specs[bad.parameter].name)
-            for bad in decision.nonfinite
-        ]
-        senders = "; ".join(f"worker {worker!r} (rank {rank}) in parameter {name!r}" for worker, rank, name in found)
-        what = f"a NaN or an infinity came from {senders}" if found else "the sum of the gradients overflowed"
-        raise NonFiniteGradient(
-            f"run {self._streams.run!r}: the step after {decision.step} failed: {what}",
-            run=self._streams.run,
-            step=decision.step,
-            round=contribution.round,
-            workers=[worker for worker, _, _ in found],
-            ranks=[rank for _, rank, _ in found],
-            parameters=[name for _, _, name in found],
-        )
+        raise failure(self._streams.run, self._streams.table.specs, decision)
 
 
 async def _nothing() -> dict[int, shard_pb2.PullHeader]:

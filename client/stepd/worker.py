@@ -260,7 +260,7 @@ async def join(spec: RunSpec, streams: RunStreams, request: coordinator_pb2.Join
     """Become a member. In the session's loop."""
     answer: coordinator_pb2.JoinRunResponse = await streams.session.ask("JoinRun", request)
     streams.learn(answer.run.spec, answer.layout)
-    exchange = Exchange(streams, answer.run.round.round, answer.run.step)
+    exchange = Exchange(streams, answer.run.round, answer.run.step)
     lease = request.lease.seconds + request.lease.nanos * 1e-9
     exchange.membership = Membership(streams.session, spec.name, answer.member, lease, exchange.on_round)
     return Worker(spec, streams, exchange)

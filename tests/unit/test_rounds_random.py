@@ -98,9 +98,9 @@ class World(RoundsWorld):
         self.receipts.add(receipt)
         if receipt is Receipt.DUPLICATE:
             assert (member, sequence) in self.counted | self.given_up, "called a duplicate, and never counted"
-        elif receipt is Receipt.STALE:
-            assert (member, sequence) not in self.counted, "called stale, and counted"
+        # Of what came before its present one a worker knows already what became.
         if self.current.get(member, (0, 0))[0] == sequence:
+            assert receipt is not Receipt.STALE or (member, sequence) not in self.counted, "called stale, and counted"
             self.refused.setdefault((member, sequence), receipt)
             del self.current[member]
 
