@@ -12,10 +12,11 @@ may be slow to end: it has STRAGGLERS_S_MIN or the grace, if that is longer, and
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from stepd.limits import STRAGGLERS_S_MIN
+from stepd_server.coordinator.policy import Policy
 from stepd_server.coordinator.vocabulary import Member
 
 
@@ -53,3 +54,9 @@ class Closing:
         if any(shard not in self.begun for shard in shards):
             return None
         return frozenset[Member]().union(*self.begun.values())
+
+
+def closing_of(policy: Policy, contributors: Sequence[Member]) -> Closing | None:
+    """How a round of these is closed; None if it awaits all of them."""
+    quorum = policy.quorum(len(contributors))
+    return Closing(quorum, policy.grace) if quorum else None

@@ -24,7 +24,16 @@ class Line:
     """
 
     def __init__(self, members: Iterable[Member], standings: Mapping[Member, Standing]) -> None:
-        self.standings = {member: standings.get(member, Standing()) for member in members}
+        """
+        Args:
+            members: of the run, in the order in which they joined.
+            standings: as recorded with the last decision; who is not there has joined since.
+        """
+        members = list(members)
+        self.standings = {member: standings[member] for member in members if member in standings}
+        for member in members:
+            if member not in standings:
+                self.join(member)
         # In the order in which they came.
         self._waiting: dict[Member, _Waiting] = {}
 
@@ -93,6 +102,10 @@ class Line:
         self.clear()
         self.standings = {member: Standing(standing.sequence) for member, standing in self.standings.items()}
 
-    def recorded(self) -> tuple[tuple[Member, Standing], ...]:
-        """What the next coordinator has to know."""
-        return tuple(item for item in self.standings.items() if item[1] != Standing())
+    def recorded(self, *, in_turn: bool) -> tuple[tuple[Member, Standing], ...]:
+        """What the next coordinator has to know.
+
+        Args:
+            in_turn: contributions are taken in turn; where they are not, who has never had a turn need not be named.
+        """
+        return tuple(item for item in self.standings.items() if in_turn or item[1] != Standing())

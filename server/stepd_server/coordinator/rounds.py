@@ -39,7 +39,7 @@ from stepd.definitions import RunSpec
 from stepd_server.coordinator import decision as decisions
 from stepd_server.coordinator import turns
 from stepd_server.coordinator.attempt import Attempt
-from stepd_server.coordinator.closing import Closing, Stage
+from stepd_server.coordinator.closing import Closing, Stage, closing_of
 from stepd_server.coordinator.events import (
     Action,
     Arrived,
@@ -245,7 +245,7 @@ class Rounds(RoundsStanding):
         if decisions.what_is_summed(before) != decisions.what_is_summed(spec) or not enough:
             self._start_over()
         elif attempt.closing is None or attempt.closing.stage is Stage.OPEN:
-            attempt.closing = self._closing(attempt.members)
+            attempt.closing = closing_of(self._policy, attempt.members)
 
     # --- Going on -------------------------------------------------------------------------------------------------
 
@@ -273,7 +273,7 @@ class Rounds(RoundsStanding):
         present = [member for member, first in self._since.items() if first <= self.id.round]
         contributors = self._policy.contributors([m for m in present if m not in self._left_out | self._slow])
         if not self._policy.missing(len(present)) and contributors:
-            self._gather(Attempt(contributors, self._closing(contributors)))
+            self._gather(Attempt(contributors, closing_of(self._policy, contributors)))
         elif not self._policy.missing(len(self._since)) and not self._unfinished:
             # Nobody is left in this round, but there are enough for the next.
             self._decide(decisions.nobody_left(self._spec), ())
@@ -332,7 +332,8 @@ class Rounds(RoundsStanding):
     def _conclude(self, decision: Decision) -> None:
         for selected in decision.counted:
             self._line.count(selected)
-        self._actions += [Record(decision, self._line.recorded()), Finish(self._all, decision)]
+        standings = self._line.recorded(in_turn=self._policy.in_turn)
+        self._actions += [Record(decision, standings), Finish(self._all, decision)]
         self.last, self.step = decision, decision.step
         self.id = RoundId(self.id.round + 1, 0)
         self._attempt = None
@@ -341,10 +342,6 @@ class Rounds(RoundsStanding):
         self._advance()
 
     # --- Quorum ---------------------------------------------------------------------------------------------------
-
-    def _closing(self, contributors: tuple[Member, ...]) -> Closing | None:
-        quorum = self._policy.quorum(len(contributors))
-        return Closing(quorum, self._policy.grace) if quorum else None
 
     def _look_for_quorum(self, attempt: Attempt, closing: Closing) -> None:
         if closing.stage is Stage.OPEN and closing.quorum <= len(attempt.whole) < len(attempt.members):

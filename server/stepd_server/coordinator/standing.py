@@ -118,9 +118,10 @@ class RoundsStanding:
         first = self.id.round + 1 if member in self._left_out | self._slow else self._since.get(member, 0)
         return self.id if first <= self.id.round else RoundId(first, 0)
 
-    def takes_part(self, member: Member) -> bool:
-        """Whether the attempt that is gathered now counts on the member."""
-        return self._attempt is not None and member in self._attempt.members
+    @property
+    def awaited(self) -> tuple[Member, ...]:
+        """Whose contribution is asked for and not whole on every shard."""
+        return self._attempt.lacking if self._attempt else ()
 
     def counted(self, member: Member) -> int:
         """The sequence of the latest of the member's contributions that counts, taken in turn; 0: none."""

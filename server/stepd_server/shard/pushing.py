@@ -89,7 +89,7 @@ class Pushing(Pulling):
         named = header.HasField("id")
         if named and header.id.round < self._round:
             return Receipt(shard_pb2.RECEIPT_STATUS_LATE, header.id)
-        if not self._has_layout(header.layout_version):
+        if not self.has_layout(header.layout_version):
             return None
         gathering = self._gathering
         if gathering is None or self._finishing is not None or (named and header.id.round > gathering.id[0]):
