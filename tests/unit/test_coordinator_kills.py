@@ -25,7 +25,7 @@ from stepd_server.coordinator.runs import Runs
 from stepd_server.coordinator.slots import Slots
 from stepd_server.coordinator.store import Store
 
-from .coordinator_bench import Fleet, digits, play, refused
+from .coordinator_bench import FakeShard, Fleet, digits, play, refused
 
 HALVES = ReduceOnPlateau(patience=0, factor=0.5)
 ABSENT = "absent"
@@ -55,20 +55,23 @@ def seen(data_dir: Path) -> dict[str, Any]:
 
 class Life:
     """Attributes:
-    copies: of the folder, each with the values that may be found there.
+    copies: of the folder, each with the values that may be found there, and the last attempt that shards had heard of.
     allowed: by what is looked at, the values that may be found now.
+    shards: of the fleet.
     """
 
     def __init__(self, data_dir: Path, copies: Path) -> None:
         self._data_dir = data_dir
         self._folder = copies
         self.allowed: dict[str, list[Any]] = {}
-        self.copies: list[tuple[Path, dict[str, list[Any]], str]] = []
+        self.copies: list[tuple[Path, dict[str, list[Any]], tuple[int, int], str]] = []
+        self.shards: list[FakeShard] = []
 
     def copy(self, what: str) -> None:
         path = self._folder / str(len(self.copies))
         shutil.copytree(self._data_dir, path)
-        self.copies.append((path, {key: list(values) for key, values in self.allowed.items()}, what))
+        heard = max(((at.id.round, at.id.attempt) for shard in self.shards for at in shard.gathers), default=(-1, 0))
+        self.copies.append((path, {key: list(values) for key, values in self.allowed.items()}, heard, what))
 
     @contextmanager
     def changes(self, **now: Any) -> Iterator[None]:
@@ -107,6 +110,7 @@ def test_after_a_kill_between_any_two_writes_what_was_answered_is_there(  # noqa
     life: Life, tmp_path: Path
 ) -> None:
     async def scenario(fleet: Fleet) -> None:
+        life.shards = fleet.shards
         run = digits(workers=None)
         run.groups[0].optimizer.hyperparameters["lr"].number = 0.4
         with life.changes(step=0, rates=(0.4,), members={}, groups=1, state="", schedule=""):
@@ -157,15 +161,14 @@ def test_after_a_kill_between_any_two_writes_what_was_answered_is_there(  # noqa
             await fleet.stub.DeleteRun(pb.DeleteRunRequest(run="digits"))
 
     play(tmp_path / "data", scenario)
-    attempt = (0, 0)
-    for path, allowed, what in life.copies:
+    for path, allowed, heard, what in life.copies:
         known = seen(path)
         for key, values in allowed.items():
             assert known[key] in values, f"{key} after {what}: {known}"
         if known["attempt"] != ABSENT:
-            assert known["attempt"] > attempt, f"after {what} an attempt is given away that was told already"
-            attempt = max(attempt, (known["attempt"][0], known["attempt"][1] - 1))
-    kinds = {what.split()[0] + " " + Path(what.split()[1]).name for _, _, what in life.copies}
+            assert known["attempt"] > heard, f"after {what} an attempt is given away that shards have heard of"
+    assert heard >= (1, 3)
+    kinds = {what.split()[0] + " " + Path(what.split()[1]).name for *_, what in life.copies}
     assert {"write_whole run", "write decision.0", "write attempt.0", "write plateaus.0", "write epoch.0"} <= kinds
     assert {f"write_whole {10**9 + n}" for n in (1, 2, 3)} | {f"unlink {10**9 + n}" for n in (1, 2, 3)} <= kinds
     assert any(kind.startswith("rename") for kind in kinds)
