@@ -150,10 +150,11 @@ def test_after_a_kill_between_any_two_writes_what_was_answered_is_there(  # noqa
         with life.changes(members={"a": first + 2, "b": second}):
             await fleet.join("a")
         with life.changes(members={"a": first + 2}):
-            fleet.now += 10
-            await fleet.register()
+            fleet.now += 6
             member = (await fleet.state()).workers[0].member
             await fleet.stub.RenewLease(pb.RenewLeaseRequest(run="digits", member=member))
+            fleet.now += 6
+            await fleet.register()
             fleet.service.tick()
         with life.changes(members={}):
             await fleet.stub.LeaveRun(pb.LeaveRunRequest(run="digits", member=member))
