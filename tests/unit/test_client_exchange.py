@@ -79,6 +79,16 @@ def test_a_round_that_is_gathered_again_gets_the_same_gradient_again(fleet: Fake
         assert shard.pulled[-1].attempt == 2
 
 
+def test_the_first_contribution_is_for_the_attempt_that_joining_named(fleet: FakeFleet) -> None:
+    """One before it does without the newcomer, and would call the contribution late."""
+    fleet.state.round.attempt = 3
+    with stepd.connect(fleet.target, retry_for=2.0) as client, client.run("run").join(lease=1.0) as worker:
+        worker.step(GRAD)
+        worker.step(GRAD)
+    for shard in fleet.shards:
+        assert [(round_, attempt) for round_, attempt, _ in shard.pushed] == [(0, 3), (1, 0)]
+
+
 def test_a_lost_answer_is_asked_for_again_and_the_duplicate_is_no_news(fleet: FakeFleet, worker: stepd.Worker) -> None:
     shard = fleet.shards[1]
     shard.push = once(Unavailable("going down"), lambda header: receipt(header, DUPLICATE))  # type: ignore[assignment]
