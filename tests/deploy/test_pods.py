@@ -141,7 +141,7 @@ def test_fleet_of_the_base_trains_its_demo(manifests: Manifests, pods: Pods) -> 
     job = manifests.workers
     python = [sys.executable, *job.container.document["command"][1:]]
     workers = [pods.start(job, i, python, f"--steps={STEPS}") for i in range(job.spec["completions"])]
-    said = [worker.communicate(timeout=45)[0] for worker in workers]
+    said = [worker.communicate(timeout=PATIENCE_S)[0] for worker in workers]
     assert [worker.returncode for worker in workers] == [0] * len(workers), said
     assert f"after {STEPS} steps" in said[0]
     assert f'stepd_steps_total{{run="digits"}} {STEPS}.0' in pods.scraped(manifests.coordinator, 0)

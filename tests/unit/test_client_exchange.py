@@ -82,7 +82,7 @@ def test_a_round_that_is_gathered_again_gets_the_same_gradient_again(fleet: Fake
 def test_the_first_contribution_is_for_the_attempt_that_joining_named(fleet: FakeFleet) -> None:
     """One before it does without the newcomer, and would call the contribution late."""
     fleet.state.round.attempt = 3
-    with stepd.connect(fleet.target, retry_for=2.0) as client, client.run("run").join(lease=1.0) as worker:
+    with stepd.connect(fleet.target, retry_for=PATIENCE_S) as client, client.run("run").join(lease=1.0) as worker:
         worker.step(GRAD)
         worker.step(GRAD)
     for shard in fleet.shards:
@@ -125,6 +125,7 @@ def test_a_round_that_is_not_decided_yet_is_asked_for_again(fleet: FakeFleet, wo
 
 def test_a_shard_that_stays_away_is_unavailable_with_what_was_tried(fleet: FakeFleet, impatient: stepd.Worker) -> None:
     worker = impatient
+    fleet.shards[1].hears_out = True
     fleet.shards[1].push = lambda header: Unavailable("still starting")
     with pytest.raises(Unavailable, match=r"Push of run 'run' on shard 1 .* failed .* still starting") as caught:
         worker.step(GRAD)
