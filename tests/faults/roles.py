@@ -119,9 +119,12 @@ class Role:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:]) if self.log.exists() else ""
 
     def end(self) -> None:
+        """Ask the process to end; nothing is started any more. `await_end` waits for it."""
         self._wanted = False
         self.signal(signal.SIGCONT)
         self.signal(signal.SIGTERM)
+
+    def await_end(self) -> None:
         with self._changed:
             process = self._process
         if process is not None:
@@ -253,8 +256,10 @@ class Fleet:
 
     def stop(self) -> None:
         self._client.close()
-        for role in reversed(self.roles):
+        for role in self.roles:
             role.end()
+        for role in self.roles:
+            role.await_end()
 
     def __enter__(self) -> Self:
         return self
