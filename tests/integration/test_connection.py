@@ -47,7 +47,6 @@ def test_a_quiet_connection_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asyncio.run(main()) == b"!"
 
 
-@pytest.mark.slow
 def test_a_peer_that_has_stopped_is_noticed() -> None:
     """As a machine that lost its power: nothing closes the connection."""
 

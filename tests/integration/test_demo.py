@@ -94,7 +94,6 @@ def training(process: subprocess.Popen[bytes], tmp_path: Path) -> set[int]:
     return set(descendants(process.pid))
 
 
-@pytest.mark.slow
 def test_it_learns_the_digits_draws_them_and_leaves_nothing_behind(tmp_path: Path) -> None:
     picture = tmp_path / "demo.svg"
     ended = subprocess.run(
@@ -202,7 +201,6 @@ def test_workers_find_their_place_by_the_index_of_their_job() -> None:
     assert first[1].endswith("of 358 held-out digits recognised after 100 steps\n")
 
 
-@pytest.mark.slow
 def test_a_worker_that_was_killed_takes_its_place_again_and_the_run_ends_with_the_same_bits() -> None:
     results = []
     for killed in (False, True):

@@ -115,7 +115,6 @@ def test_a_token_file_open_to_everybody_is_refused_in_one_line(tmp_path: Path) -
         assert (code, "chmod 600" in line, "alice" in line) == (2, True, False)
 
 
-@pytest.mark.slow
 def test_a_folder_in_use_is_waited_for_and_then_named(tmp_path: Path) -> None:
     """Waited for, because a restart may come while the process before it is still putting things away."""
     argv = (*COORDINATOR, "--json", f"--data-dir={tmp_path}")

@@ -137,7 +137,6 @@ def answers(target: str) -> bool:
         return probe.connect_ex((host, int(port))) == 0
 
 
-@pytest.mark.slow
 def test_a_process_that_does_not_end_is_killed() -> None:
     with fleet() as server:
         ready = server.event(role="fleet")
