@@ -62,6 +62,7 @@ class Worker:
         self._lock = threading.Lock()
         self._sums: dict[int, Array] = {}
         self._summed = 0
+        self._summed_from = 0  # the version that the first of what was accumulated was computed from
         # A worker that nobody holds any more must not keep its place; the lease then runs out.
         self._abandon = weakref.finalize(self, _abandon, self._membership, sharing)
 
@@ -116,7 +117,8 @@ class Worker:
             # The round may be gathered again, so a gradient is needed until it is decided.
             compressed = self._compressed(arrays)
             sent = compressed.arrays if compressed else copy_into(self._copies, arrays)
-            receipt = self._session.run(self._exchange.push(Contribution.of(sent, _weight(weight))))
+            contribution = Contribution.of(sent, _weight(weight), self._exchange.version)
+            receipt = self._session.run(self._exchange.push(contribution))
             if compressed and receipt.counts:
                 compressed.counts()
             return receipt
@@ -136,7 +138,8 @@ class Worker:
             number = _weight(weight)  # first: a wrong one must not cost what was accumulated
             arrays, own = self._gradient(grads)
             compressed = self._compressed(arrays)
-            contribution = Contribution.of(compressed.arrays if compressed else arrays, number)
+            sent = compressed.arrays if compressed else arrays
+            contribution = Contribution.of(sent, number, self._summed_from if own else self._exchange.version)
             try:
                 wanted, settled = self._through(
                     lambda wanted: self._exchange.step(contribution, wanted.picture, wanted.regions),
@@ -197,6 +200,8 @@ class Worker:
             self._sums, self._summed = {}, 0
 
     def _accumulate(self, grads: Mapping[str, Any]) -> None:
+        if not self._summed:
+            self._summed_from = self._exchange.version
         for id_, array in self._check(grads).items():
             if id_ in self._sums:
                 self._sums[id_] += array
@@ -230,7 +235,7 @@ class Worker:
             elif not own:
                 copies = copy_into(self._copies, arrays)
                 contribution.views = {id_: bytes_of(copy) for id_, copy in copies.items()}
-        elif own and contribution.round < 0:
+        elif own and not contribution.sequence:
             self._sums, self._summed = dict(arrays), 1  # not begun: the mean waits for the next step
 
     # --- Groups that are added ----------------------------------------------------------------------------------
@@ -321,7 +326,7 @@ async def join(
     streams.learn(answer.run.spec, answer.layout)
     sharing = Sharing(streams.session, spec.name, answer.member)
     streams = streams.of_worker(sharing, answer.run.spec)
-    exchange = Exchange(streams, answer.run.round)
+    exchange = Exchange(streams, answer.run.round, answer.run.step)
     lease = request.lease.seconds + request.lease.nanos * 1e-9
     exchange.membership = Membership(streams.session, spec.name, answer.member, lease, exchange.on_round)
     try:

@@ -83,8 +83,8 @@ def test_deterministic_runs_have_the_same_bits_on_any_number_of_shards(connect: 
         )
         with run.join() as worker:
             for step in range(3):
-                params = worker.step(random(step + 1)).params
-        results.append({key: value.copy() for key, value in params.items()})
+                worker.step(random(step + 1))
+            results.append(worker.pull())
     for key in SHAPES:
         np.testing.assert_array_equal(results[0][key], results[1][key])
 
@@ -140,15 +140,24 @@ def test_a_group_that_is_added_is_encoded_as_well(connect: Connect, name: str) -
 
 
 @pytest.mark.parametrize(
-    ("wire", "share"), [("float32", 1.0), ("bfloat16", 0.5), ("float16", 0.5), ("int8", 0.26), ("topk:0.01", 0.03)]
+    ("wire", "share", "loss"),
+    [
+        ("float32", 1.0, 0.2),
+        ("bfloat16", 0.5, 0.2),
+        ("float16", 0.5, 0.2),
+        ("int8", 0.26, 0.2),
+        ("topk:0.01", 0.03, 0.5),
+    ],
 )
-def test_training_converges(connect: Connect, name: str, sent: Callable[[], int], wire: str, share: float) -> None:
-    """The demo's problem: as good as without, and so many bytes of those without."""
+def test_training_converges(
+    connect: Connect, name: str, sent: Callable[[], int], wire: str, share: float, loss: float
+) -> None:
+    """The demo's problem: near what it comes to without, with so many of the bytes."""
     digits = data.load()
     run = connect(2, transport="grpc").create_run(
         name, model.initial(), optimizer=stepd.AdamW(3e-3), wire=wire, clip=stepd.ClipNorm(1.0)
     )
-    before, steps = sent(), 120
+    before, steps = sent(), 60
 
     def work(rank: int) -> float:
         examples = data.share(digits.train, rank, 2)
@@ -159,7 +168,7 @@ def test_training_converges(connect: Connect, name: str, sent: Callable[[], int]
             return model.loss(params, digits.held_out).value
 
     losses = at_once(work, 2)
-    assert max(losses) < 0.35
+    assert max(losses) < loss
     floats = sum(array.size for array in model.initial().values())
     assert sent() - before < share * 4 * floats * steps * 2 * 1.05
 
