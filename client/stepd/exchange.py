@@ -29,9 +29,14 @@ T = TypeVar("T")
 class Exchange:
     """The rounds of one worker. Lives in the session's loop; one call at a time."""
 
-    def __init__(self, streams: RunStreams, first_round: int) -> None:
+    def __init__(self, streams: RunStreams, first: round_pb2.RoundId) -> None:
+        """Args:
+        first: the attempt that is the first to want a contribution of this member. One to an earlier attempt of the
+            round would be answered with LATE, as that does without it.
+        """
         self._streams = streams
-        self._next = first_round  # round of the next contribution
+        self._first = first
+        self._next = first.round  # round of the next contribution
         self._held: Contribution | None = None
         self._resending: asyncio.Task[None] | None = None
         self._busy = False
@@ -110,6 +115,8 @@ class Exchange:
 
     def _begin(self, contribution: Contribution) -> None:
         contribution.round = self._next
+        if self._next == self._first.round:
+            contribution.attempt = max(contribution.attempt, self._first.attempt)
         self._next += 1
         self._held = contribution
 

@@ -74,10 +74,20 @@ class Settings:
             refuse(type(self).__name__, field, value, expected)
 
 
-def field_kinds(cls: type[Settings]) -> dict[str, Any]:
+# Read once for each class: evaluating annotations takes a hundred microseconds.
+_kinds: Final[dict[type, Mapping[str, Any]]] = {}
+
+
+def field_kinds(cls: type[Settings]) -> Mapping[str, Any]:
     """The declared type of each field, by name, in order."""
+    if cls not in _kinds:
+        _kinds[cls] = _read_kinds(cls)
+    return _kinds[cls]
+
+
+def _read_kinds(cls: type[Settings]) -> Mapping[str, Any]:
     hints = get_type_hints(cls)
-    return {field.name: hints[field.name] for field in fields(cls)}
+    return MappingProxyType({field.name: hints[field.name] for field in fields(cls)})
 
 
 def check_field_names(cls: type[Settings], names: Iterable[str]) -> None:

@@ -30,8 +30,7 @@ from stepd.v1 import shard_control_pb2 as control
 from stepd_server.coordinator.service import CoordinatorService
 from stepd_server.exact import ExactSum
 from stepd_server.interceptors import ErrorInterceptor
-
-SECONDS = 5.0  # for what happens at once
+from tests.patience import PATIENCE_S
 
 
 def digits(workers: int | None = 1, name: str = "digits", clip: float | None = None) -> run_pb2.RunSpec:
@@ -47,7 +46,7 @@ def digits(workers: int | None = 1, name: str = "digits", clip: float | None = N
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(SECONDS):
+    async with asyncio.timeout(PATIENCE_S):
         while not condition():  # noqa: ASYNC110 (what it waits for happens elsewhere, without telling)
             await asyncio.sleep(0.002)
 
@@ -59,7 +58,7 @@ class Settings:
 
 
 class FakeShard(shard_control_pb2_grpc.ShardControlServicer):
-    """Gathers as soon as `allow` lets it; what it holds survives `restart`."""
+    """Gathers the rounds that `allow` has let it; what it holds survives the death of its server."""
 
     def __init__(self, index: int, square: float) -> None:
         self.index = index
@@ -67,7 +66,7 @@ class FakeShard(shard_control_pb2_grpc.ShardControlServicer):
         self.held: dict[str, pb.HeldRun] = {}
         self.gathers: list[control.GatherRoundRequest] = []
         self.decisions: list[round_pb2.Decision] = []
-        self.allowed = asyncio.Semaphore(0)
+        self.allowed = 0
         self.finish_errors: list[grpc.StatusCode] = []
         self.settle_errors: list[grpc.StatusCode] = []
         self.staged: dict[str, control.ExtendRunRequest] = {}
@@ -116,6 +115,12 @@ class FakeShard(shard_control_pb2_grpc.ShardControlServicer):
             self.groups[request.run] = len(staged.prepared.spec.groups)
         return control.SettleExtensionResponse()
 
+    async def HoldState(self, request: control.HoldStateRequest, _: Any) -> control.HoldStateResponse:
+        return control.HoldStateResponse()
+
+    async def CommitState(self, request: control.CommitStateRequest, _: Any) -> control.CommitStateResponse:
+        return control.CommitStateResponse()
+
     async def DropRun(self, request: control.DropRunRequest, _: Any) -> control.DropRunResponse:
         self.held.pop(request.run, None)
         return control.DropRunResponse()
@@ -126,7 +131,8 @@ class FakeShard(shard_control_pb2_grpc.ShardControlServicer):
         self.gathers.append(request)
         held, groups = self.held[request.run], self.groups[request.run] if not request.layout_version else 2
         await eventually(lambda: held.round >= request.id.round)
-        await self.allowed.acquire()
+        while self.allowed <= request.id.round:  # noqa: ASYNC110 (until the test lets it, or gives it up)
+            await asyncio.sleep(0.002)
         for member in request.members:
             yield control.GatherRoundResponse(arrived=member)
         total = ExactSum()
@@ -202,12 +208,12 @@ class Fleet:
         return response.run
 
     def allow(self, rounds: int = 1) -> None:
+        """So many rounds more, in whichever attempt."""
         for shard in self.shards:
-            for _ in range(rounds):
-                shard.allowed.release()
+            shard.allowed += rounds
 
     async def until(self, condition: Callable[[pb.RunState], bool], run: str = "digits") -> pb.RunState:
-        async with asyncio.timeout(SECONDS):
+        async with asyncio.timeout(PATIENCE_S):
             while True:
                 if condition(state := await self.state(run)):
                     return state

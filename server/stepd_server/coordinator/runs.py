@@ -21,8 +21,9 @@ from stepd_server.coordinator.abilities import check_trainable
 from stepd_server.coordinator.cycling import cycled
 from stepd_server.coordinator.extending import Extending
 from stepd_server.coordinator.fleet import Fleet
+from stepd_server.coordinator.picture import Clocks
 from stepd_server.coordinator.placing import place
-from stepd_server.coordinator.run import Clocks, Run
+from stepd_server.coordinator.run import Run
 from stepd_server.coordinator.store import RunRecord, Store
 
 logger = logging.getLogger(__name__)
@@ -75,9 +76,10 @@ class Runs:
     def __len__(self) -> int:
         return len(self._runs)
 
-    def get(self, name: str) -> Run:
+    def get(self, name: str, run_id: str = "") -> Run:
+        """The run of that name; that very run, if an id is given."""
         run = self._runs.get(name)
-        if run is None:
+        if run is None or (run_id and run.record.run_id != run_id):
             raise NotFound(f"no run {shown(name)}", reason="RUN_NOT_FOUND", run=shown(name))
         return run
 
@@ -107,7 +109,13 @@ class Runs:
                 run_id=secrets.token_hex(8), spec=specs.run_to_proto(spec), layout=self._lay_out(spec)
             )
             record = RunRecord(prepared, request_id, self._clocks.wall())
-            self._store.create(record)
+            try:
+                self._store.create(record)
+            except OSError as error:
+                raise ResourceExhausted(
+                    f"run {spec.name!r}: the coordinator cannot write down what it is to be: {error.strerror}",
+                    run=spec.name,
+                ) from error
             run = self._runs[spec.name] = self._open(record)
             try:
                 answers = await self._fleet.call_all("PrepareRun", prepared, _PREPARE_S)
@@ -122,10 +130,10 @@ class Runs:
         pieces = place(spec, len(self._fleet.shards))
         return layout_to_proto(pieces, self._fleet.targets, specs.dtype_to_proto(spec.master))
 
-    async def start(self, name: str) -> Run:
+    async def start(self, name: str, run_id: str = "") -> Run:
         """Open a run whose parameters every shard has."""
         async with self._lock(name):
-            run = self.get(name)
+            run = self.get(name, run_id)
             if not run.started:
                 self._fleet.check_complete()
                 try:
@@ -172,7 +180,7 @@ class Runs:
     async def _decide_state(self, request: coordinator_pb2.LoadStateRequest) -> None:
         async with self._lock(request.run):
             run = self.get(request.run)
-            if not request.state_id or run.record.state_id == request.state_id:
+            if not request.state_id or request.state_id in run.record.changes:
                 return
             self._fleet.check_complete()
             _check_state_in_use(run)
@@ -185,15 +193,15 @@ class Runs:
 
     # --- Deleting -------------------------------------------------------------------------------------------------
 
-    async def delete(self, name: str) -> None:
+    async def delete(self, name: str, run_id: str = "") -> None:
         """End a run and free its memory; shards that are away free theirs when they return."""
-        self.get(name)
+        self.get(name, run_id)
         # Not to be cut short by the caller's going away.
-        await asyncio.shield(self._spawn(self._delete_locked(name)))
+        await asyncio.shield(self._spawn(self._delete_locked(name, run_id)))
 
-    async def _delete_locked(self, name: str) -> None:
+    async def _delete_locked(self, name: str, run_id: str) -> None:
         async with self._lock(name):
-            await self._delete(self.get(name))
+            await self._delete(self.get(name, run_id))
 
     async def _delete(self, run: Run) -> None:
         self._bury(run.record)
@@ -243,13 +251,25 @@ class Runs:
         if self._dropped:
             self._spawn(self._sweep_all(shard))
 
+    def count_repeated(self, shard: int, held: Iterable[coordinator_pb2.HeldRun]) -> None:
+        """Take in what a shard says of contributions that came again."""
+        for one in held:
+            if one.repeated_contributions and (run := self._runs.get(one.run)):
+                run.count_repeated(shard, one)
+
     def shard_away(self, shard: int) -> None:
         for run in self.all():
             run.shard_away(shard)
 
+    def make_up_for(self, seconds: float) -> None:
+        """The coordinator stood still for so long."""
+        for run in self.all():
+            run.make_up_for(seconds)
+
     def tick(self) -> None:
         """Let time take effect."""
         for run in self.all():
+            run.take_up()
             run.expire_leases()
             if not run.started and self._clocks.steady() - run.loading_since >= LOADING_TIMEOUT_S:
                 run.loading_since = self._clocks.steady()

@@ -13,13 +13,13 @@ from typing import Any, Final, Protocol
 import grpc.aio
 from google.protobuf.duration_pb2 import Duration
 
-from stepd.limits import SHARD_INTERVAL_S
+from stepd.limits import LEASE_S_MIN, SHARD_INTERVAL_S
 from stepd.settings import refuse
 from stepd.v1 import coordinator_pb2 as pb
 from stepd.v1 import coordinator_pb2_grpc
 from stepd_server.coordinator import convert, metrics
 from stepd_server.coordinator.fleet import Dial, Fleet
-from stepd_server.coordinator.run import Clocks
+from stepd_server.coordinator.picture import Clocks
 from stepd_server.coordinator.runs import Runs
 from stepd_server.coordinator.store import Store
 from stepd_server.metrics.catalogue import Sample
@@ -92,13 +92,24 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
         return self._running
 
     async def _tick_for_ever(self) -> None:
+        clock = asyncio.get_running_loop().time
         while True:
+            slept = clock()
             await asyncio.sleep(_TICK_S)
+            late = clock() - slept - _TICK_S
             try:
+                if late >= LEASE_S_MIN / 2:
+                    self.make_up_for(late)
                 self.tick()
             except Exception:
                 # Without a clock no lease would ever run out.
                 logger.exception("the coordinator's clock stumbled")
+
+    def make_up_for(self, seconds: float) -> None:
+        """This process stood still for so long: stopped, or without a processor. Whoever lives has not been heard."""
+        logger.warning("the coordinator stood still for %.1f s: leases end that much later", seconds)
+        self._fleet.make_up_for(seconds)
+        self._runs.make_up_for(seconds)
 
     def tick(self) -> None:
         """Let time take effect: on shards first, then on leases."""
@@ -114,7 +125,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
         return pb.CreateRunResponse(run=run.state(), layout=run.layout)
 
     async def StartRun(self, request: pb.StartRunRequest, _: Context) -> pb.StartRunResponse:
-        return pb.StartRunResponse(run=(await self._runs.start(request.run)).state())
+        return pb.StartRunResponse(run=(await self._runs.start(request.run, request.run_id)).state())
 
     async def GetRun(self, request: pb.GetRunRequest, _: Context) -> pb.GetRunResponse:
         run = self._runs.get(request.run)
@@ -128,6 +139,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
         return pb.ListRunsResponse(runs=states)
 
     async def UpdateRun(self, request: pb.UpdateRunRequest, _: Context) -> pb.UpdateRunResponse:
+        _check_request_id(request.request_id)
         run = self._runs.get(request.run)
         run.update(request)
         return pb.UpdateRunResponse(run=run.state())
@@ -145,7 +157,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
         return pb.LoadStateResponse(run=(await self._runs.load_state(request)).state())
 
     async def DeleteRun(self, request: pb.DeleteRunRequest, _: Context) -> pb.DeleteRunResponse:
-        await self._runs.delete(request.run)
+        await self._runs.delete(request.run, request.run_id)
         return pb.DeleteRunResponse()
 
     async def WatchRun(
@@ -163,7 +175,8 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
         _check_request_id(request.request_id)
         run = self._runs.get(request.run)
         rank = request.rank if request.HasField("rank") else None
-        seat = run.join(request.request_id, request.name, rank, _seconds(request.lease))
+        again = convert.member_from_proto(request.again) if request.HasField("again") else None
+        seat = run.join(request.request_id, request.name, rank, _seconds(request.lease), again)
         return pb.JoinRunResponse(
             member=convert.member_to_proto(seat.member), run=run.state(of=seat.member), layout=run.layout
         )
@@ -192,6 +205,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
     async def RegisterShard(self, request: pb.RegisterShardRequest, _: Context) -> pb.RegisterShardResponse:
         if self._fleet.register(request):
             self._runs.shard_back(request.index, request.runs)
+        self._runs.count_repeated(request.index, request.runs)
         interval = Duration()
         interval.FromNanoseconds(int(SHARD_INTERVAL_S * 1e9))
         return pb.RegisterShardResponse(interval=interval)

@@ -1,0 +1,321 @@
+"""Calls under way: bytes that travel between a caller and a handler through the weather.
+
+The surface is that of grpc.aio as far as stepd uses it. Every call goes its own way: requests and answers take their
+time, arrive in order within a stream and in any order between streams, and may be cut off on either side.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+import grpc.aio
+
+if TYPE_CHECKING:
+    from tests.simulator.network import Channel, Network, Server
+
+# Messages of one stream on their way, before its sender waits: flow control.
+WINDOW: Final = 2
+# Seconds between two messages of a stream: timers of the same time have no order.
+_APART: Final = 1e-7
+# What arrives belongs to nobody until it has arrived: also when its sender is dead by then.
+_NOBODY: Final = contextvars.Context()
+
+_UNAVAILABLE: Final = grpc.StatusCode.UNAVAILABLE
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a call ended."""
+
+    code: grpc.StatusCode
+    details: str = ""
+    trailing: Any = ()
+
+
+_OK: Final = Status(grpc.StatusCode.OK)
+
+
+class Pipe:
+    """One direction of one call: first in, first out."""
+
+    def __init__(self, network: Network, source: str, target: str) -> None:
+        self._network = network
+        self._ends = (source, target)
+        self._items: deque[Any] = deque()
+        self._waiting: asyncio.Future[None] | None = None
+        self._room: asyncio.Future[None] | None = None
+        self._on_the_way = 0
+        self._last = 0.0
+        self._on_arrival: Callable[[], None] | None = None
+        # Nothing arrives any more.
+        self.broken = False
+        # Whoever would send learns that nobody reads.
+        self.closed = False
+
+    def send(self, item: Any) -> None:
+        self._on_the_way += 1
+        self._last = max(self._last + _APART, self._network.arrival(*self._ends))
+        self._network.loop.call_at(self._last, self._arrive, item, context=_NOBODY)
+
+    def then(self, action: Callable[[], None]) -> None:
+        """Do something at the other end when all that was sent has arrived there, or would have."""
+        self._last = max(self._last + _APART, self._network.arrival(*self._ends))
+        self._network.loop.call_at(self._last, action, context=_NOBODY)
+
+    def _arrive(self, item: Any) -> None:
+        if not self.broken:
+            self.hand_over(item)
+            self._network.arrived()
+
+    def hand_over(self, item: Any) -> None:
+        """Let the reader have something that has not come this way."""
+        self._items.append(item)
+        self._wake("_waiting")
+
+    def close(self) -> None:
+        self.closed = True
+        self._wake("_room")
+
+    async def room(self) -> None:
+        """Wait until one more may be sent."""
+        while self._on_the_way >= WINDOW and not self.closed:
+            self._room = self._network.loop.create_future()
+            await self._room
+
+    async def get(self) -> Any:
+        while not self._items:
+            self._waiting = self._network.loop.create_future()
+            await self._waiting
+        self._on_the_way -= 1
+        self._wake("_room")
+        return self._items.popleft()
+
+    def _wake(self, name: str) -> None:
+        future: asyncio.Future[None] | None = getattr(self, name)
+        if future is not None and not future.done():
+            future.set_result(None)
+
+
+_END: Final = object()
+
+
+class Call:
+    """A call under way, on both sides."""
+
+    def __init__(self, channel: Channel, path: str, timeout: float | None) -> None:
+        network = channel.network
+        self.path = path
+        self.channel = channel
+        self.network = network
+        self.number = next(network.numbers)
+        self.server: Server | None = None
+        self.requests = Pipe(network, channel.process.name, channel.host)
+        self.answers = Pipe(network, channel.host, channel.process.name)
+        # The dead send nothing.
+        self.requests.broken = channel.process.dead
+        self.status: Status | None = None
+        # What a caller has written to a stream.
+        self.sent: list[bytes] = []
+        self._ended: asyncio.Future[None] = network.loop.create_future()
+        self._handler: asyncio.Task[Any] | None = None
+        self._timer = None
+        if timeout is not None:
+            late = Status(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
+            self._timer = network.loop.call_later(timeout, self._give_up, late, context=_NOBODY)
+        self.requests.then(self._open)
+        network.register(self)
+
+    # --- The server's side ----------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        if self.requests.broken:
+            return
+        server = self.network.servers.get(self.channel.target)
+        if server is None or server.process.dead:
+            self.answers.then(partial(self._answered, Status(_UNAVAILABLE, "nobody listens")))
+            return
+        self.server = server
+        self._handler = server.process.start(self._serve(server))
+
+    async def _serve(self, server: Server) -> None:
+        handler = await server.handler(self.path)
+        context = Context(self)
+        status = _OK
+        try:
+            if handler.request_streaming:
+                request: Any = self._incoming()
+            else:
+                request = handler.request_deserializer(await self.requests.get())
+            if handler.response_streaming:
+                async for message in handler.unary_stream(request, context):
+                    await self.answers.room()
+                    self._answer(handler, message)
+            else:
+                behaviour = handler.stream_unary if handler.request_streaming else handler.unary_unary
+                self._answer(handler, await behaviour(request, context))
+        except grpc.aio.AbortError:
+            status = context.aborted
+        except asyncio.CancelledError:
+            status = Status(grpc.StatusCode.CANCELLED, "the handler was cancelled")
+        except Exception as error:  # noqa: BLE001 (told)
+            status = Status(grpc.StatusCode.UNKNOWN, repr(error))
+            self.network.problems.append(f"{self.path} raised {error!r}")
+        self.answers.then(partial(self._answered, status))
+
+    def _answer(self, handler: Any, message: Any) -> None:
+        serialize = handler.response_serializer
+        self.answers.send(serialize(message) if serialize else bytes(message))
+
+    async def _incoming(self) -> AsyncIterator[bytes]:
+        while (item := await self.requests.get()) is not _END:
+            yield item
+
+    def drop_handler(self) -> None:
+        """The caller is gone, as far as the server can see."""
+        self.answers.broken = True
+        self.answers.close()
+        if self._handler is not None:
+            self._handler.cancel()
+
+    # --- The caller's side ----------------------------------------------------------------------------------------
+
+    def _answered(self, status: Status) -> None:
+        if not self.answers.broken:
+            self.end(status)
+
+    def end(self, status: Status) -> None:
+        """The caller learns how it ended."""
+        if self.status is not None:
+            return
+        self.status = status
+        self.network.forget(self)
+        if self._timer is not None:
+            self._timer.cancel()
+        self.requests.close()
+        # What has arrived before the status is read before it, and nothing after it.
+        self.answers.hand_over(_END)
+        self.answers.broken = True
+        if not self._ended.done():
+            self._ended.set_result(None)
+
+    def _give_up(self, status: Status) -> None:
+        if self.status is None:
+            self.requests.then(self.drop_handler)
+            self.end(status)
+
+    def cancel(self) -> bool:
+        if self.status is not None:
+            return False
+        self._give_up(Status(grpc.StatusCode.CANCELLED, "Locally cancelled by application!"))
+        return True
+
+    def cut(self, *, lose_request: bool) -> None:
+        """Break the connection under it: the caller has no answer, whatever has become of the call.
+
+        Args:
+            lose_request: what was sent and has not arrived is lost, and the handler is ended soon. Otherwise it goes on
+                for nobody until the server notices.
+        """
+        if self.status is not None:
+            return
+        self.answers.broken = True
+        if lose_request:
+            self.requests.broken = True
+            self.requests.then(self.drop_handler)
+        else:
+            self.answers.close()
+            self.network.loop.call_later(self.network.until_noticed(), self.drop_handler, context=_NOBODY)
+        at = self.network.arrival(self.channel.host, self.channel.process.name)
+        self.network.loop.call_at(at, self.end, Status(_UNAVAILABLE, "the connection was lost"), context=_NOBODY)
+
+    def orphan(self) -> None:
+        """The caller has died."""
+        if self.status is None:
+            self.requests.then(self.drop_handler)
+            self.end(Status(grpc.StatusCode.CANCELLED, "the caller has died"))
+
+    def raise_status(self) -> None:
+        status = self.status
+        assert status is not None
+        if status.code is grpc.StatusCode.CANCELLED and status.details.startswith("Locally"):
+            raise asyncio.CancelledError
+        if status.code is not grpc.StatusCode.OK:
+            raise grpc.aio.AioRpcError(
+                status.code, grpc.aio.Metadata(), grpc.aio.Metadata(*status.trailing), details=status.details
+            )
+
+    # --- As grpc.aio has it ---------------------------------------------------------------------------------------
+
+    async def write(self, raw: bytes) -> None:
+        if self.status is not None:
+            raise asyncio.InvalidStateError("RPC already finished.")
+        await self._or_cancel(self.requests.room())
+        if self.status is not None:
+            self.raise_status()
+            raise asyncio.InvalidStateError("RPC already finished.")
+        self.sent.append(bytes(raw))
+        self.requests.send(self.sent[-1])
+
+    async def done_writing(self) -> None:
+        if self.status is None:
+            self.requests.send(_END)
+
+    async def _or_cancel(self, work: Any) -> Any:
+        try:
+            return await work
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+
+
+class UnaryCall(Call):
+    """Awaited, it gives its one answer."""
+
+    deserialize: Any = None
+
+    def __await__(self) -> Any:
+        return self._or_cancel(self._wait()).__await__()
+
+    async def _wait(self) -> Any:
+        await self._ended
+        self.raise_status()
+        return self.deserialize(await self.answers.get())
+
+
+class StreamCall(Call):
+    """Read or iterated over, it gives its answers."""
+
+    deserialize: Any = None
+
+    async def read(self) -> Any:
+        raw = await self._or_cancel(self.answers.get())
+        if raw is _END:
+            self.answers.hand_over(_END)
+            self.raise_status()
+            return grpc.aio.EOF
+        return self.deserialize(raw) if self.deserialize else raw
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        while (message := await self.read()) is not grpc.aio.EOF:
+            yield message
+
+
+class Context:
+    """What a handler is told of its call."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self.aborted = Status(grpc.StatusCode.UNKNOWN)
+
+    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Any = ()) -> None:
+        self.aborted = Status(code, details, trailing_metadata)
+        raise grpc.aio.AbortError
+
+    async def send_initial_metadata(self, _: Any) -> None: ...

@@ -1,0 +1,237 @@
+"""An event loop whose time is virtual, and the processes that live in it.
+
+Nothing here waits: when nobody has anything to do, time jumps to the next timer. Callbacks run in the order in which
+they were scheduled, so that the same seed gives the same history to the last callback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import heapq
+import warnings
+from collections.abc import Callable, Coroutine, Generator
+from itertools import count
+from typing import Any, Final
+
+# Whose callback runs; None: the world itself, its network and its weather.
+_RUNNING: Final[contextvars.ContextVar[Process | None]] = contextvars.ContextVar("running", default=None)
+
+
+def running() -> Process | None:
+    """The process whose code runs now."""
+    return _RUNNING.get()
+
+
+class Killed(BaseException):
+    """The process has died in the middle of a function. What lies above on its stack must not go on."""
+
+
+class Deadlock(Exception):
+    """Nothing is left that could ever happen, and somebody waits."""
+
+
+class Future(asyncio.Future[Any]):
+    """With a hash that does not depend on its address: sets of futures are walked through in the order of it."""
+
+    def __init__(self, *, loop: VirtualLoop) -> None:
+        super().__init__(loop=loop)
+        self._number = next(loop.numbers)
+
+    def __hash__(self) -> int:
+        return self._number
+
+
+class Task(asyncio.Task[Any]):
+    """As Future. Everything that a dead process held stays as it was, so its tasks are kept to the end."""
+
+    def __init__(self, coro: Any, *, loop: VirtualLoop, name: Any = None, context: Any = None) -> None:
+        self._number = next(loop.numbers)
+        super().__init__(coro, loop=loop, name=name, context=context)
+
+    def __hash__(self) -> int:
+        return self._number
+
+
+class Process:
+    """What dies and is stopped as one: all code that was started from its own.
+
+    Attributes:
+        name: for the transcript.
+        dead: nothing of it runs any more; also no `finally`.
+        on_death: called when it dies.
+    """
+
+    def __init__(self, loop: VirtualLoop, name: str) -> None:
+        self.name = name
+        self.dead = False
+        self.on_death: list[Callable[[], object]] = []
+        self._loop = loop
+        self._stopped: list[asyncio.Handle] | None = None
+        self._context = contextvars.Context()
+        self._context.run(_RUNNING.set, self)
+
+    def start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run a coroutine as this process."""
+        task: asyncio.Task[Any] = self._loop.create_task(work, context=self._context.copy())
+        return task
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function as this process."""
+        return self._context.copy().run(function, *arguments)
+
+    def kill(self) -> None:
+        if not self.dead:
+            self.dead = True
+            for action in self.on_death:
+                action()
+
+    def stop(self) -> None:
+        """Let nothing of it run until it goes on: SIGSTOP."""
+        if self._stopped is None:
+            self._stopped = []
+
+    def go_on(self) -> None:
+        held, self._stopped = self._stopped, None
+        self._loop.run_later(held or ())
+
+    @property
+    def stopped(self) -> bool:
+        return self._stopped is not None
+
+    def holds(self, handle: asyncio.Handle) -> bool:
+        """Whether a callback of it is not to run now."""
+        if self.dead:
+            self._loop.kept.append(handle)
+        elif self._stopped is not None:
+            self._stopped.append(handle)
+        else:
+            return False
+        return True
+
+
+class VirtualLoop(asyncio.BaseEventLoop):
+    """Attributes:
+    kept: all tasks, and what the dead have left.
+    numbers: for hashes of futures.
+    steps: callbacks that have run.
+    problems: what was raised where nobody looks.
+    """
+
+    _ready: Any
+    _scheduled: list[asyncio.TimerHandle]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[Any] = []
+        self.numbers = count()
+        self.steps = 0
+        self.problems: list[str] = []
+        self._now = 0.0
+        self.set_exception_handler(self._note)
+
+    # --- Time -----------------------------------------------------------------------------------------------------
+
+    def time(self) -> float:
+        return self._now
+
+    def _run_once(self) -> None:
+        ready = self._ready
+        if not ready:
+            self._jump()
+        handle = ready.popleft()
+        if handle._cancelled:
+            return
+        process = handle._context.get(_RUNNING)
+        if process is None or not process.holds(handle):
+            self.steps += 1
+            handle._run()
+
+    def _jump(self) -> None:
+        """Go to the next timer."""
+        scheduled: Any = self._scheduled
+        while scheduled:
+            handle = heapq.heappop(scheduled)
+            handle._scheduled = False
+            if not handle._cancelled:
+                self._now = max(self._now, handle._when)
+                self._ready.append(handle)
+                return
+        raise Deadlock("nothing is left to happen")
+
+    def run_later(self, handles: Any) -> None:
+        self._ready.extend(handles)
+
+    # --- What asyncio asks of a loop ------------------------------------------------------------------------------
+
+    def create_future(self) -> Any:
+        return Future(loop=self)
+
+    def create_task(self, coro: Any, *, name: Any = None, context: Any = None) -> Any:
+        task = Task(coro, loop=self, name=name, context=context)
+        self.kept.append(task)
+        return task
+
+    def call_soon_threadsafe(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:  # type: ignore[override]
+        return self.call_soon(callback, *args, context=context)
+
+    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:  # type: ignore[override]
+        """At once: threads are not part of the world."""
+        future = self.create_future()
+        try:
+            future.set_result(func(*args))
+        except Exception as error:  # noqa: BLE001 (passed on)
+            future.set_exception(error)
+        return future
+
+    def _process_events(self, event_list: Any) -> None: ...
+
+    def _write_to_self(self) -> None: ...
+
+    # --- The end --------------------------------------------------------------------------------------------------
+
+    def _note(self, _loop: Any, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if not isinstance(error, Killed):
+            self.problems.append(f"{context.get('message')}: {error!r}")
+
+    def end(self) -> None:
+        """Let go of everything, in silence: what was under way has no business any more."""
+        self.set_exception_handler(lambda *_: None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for task in [each for each in self.kept if isinstance(each, Task)]:
+                task._log_destroy_pending = False  # type: ignore[attr-defined]
+                if not task.done():
+                    with contextlib.suppress(BaseException):
+                        task.get_coro().close()
+                elif not task.cancelled():
+                    task.exception()
+            self.kept.clear()
+            self._ready.clear()
+            self._scheduled.clear()
+            self.close()
+
+
+class Clock:
+    """Stands in for the module `time` where code reads the clock by itself."""
+
+    def __init__(self, loop: VirtualLoop) -> None:
+        self.monotonic = loop.time
+        self.perf_counter = loop.time
+        self.time = loop.time
+        self.sleep = _no_sleep
+
+
+def _no_sleep(_: float) -> None:
+    raise AssertionError("nobody sleeps in an event loop")
+
+
+@contextlib.contextmanager
+def virtual_loop() -> Generator[VirtualLoop, None, None]:
+    loop = VirtualLoop()
+    try:
+        yield loop
+    finally:
+        loop.end()

@@ -1,0 +1,134 @@
+"""Where the world takes the place of what is around a process: sizes, clocks, names, stores that may be the last."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import sys
+from collections.abc import Callable, Generator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Final
+
+from stepd import limits
+from stepd_server.shard.journal import Journal
+from tests.simulator.loop import Clock, Process, VirtualLoop, running
+
+# Small, so that a tensor of twenty elements has several blocks and comes in several chunks.
+BLOCK: Final = 8
+CHUNK_BYTES: Final = 64
+
+_SMALL: Final[dict[str, tuple[int, int]]] = {
+    "BLOCK_ELEMENTS": (limits.BLOCK_ELEMENTS, BLOCK),
+    "CHUNK_BYTES": (limits.CHUNK_BYTES, CHUNK_BYTES),
+    "_SPANS_AT_ONCE": (4, 1),
+    "_UNITS_AT_ONCE": (4, 1),
+}
+
+
+class Stores:
+    """Kills processes at one of their stores: writes and renames of files, and counters of journals.
+
+    Attributes:
+        die: by process: how many stores it has left.
+    """
+
+    def __init__(self, kill: Callable[[Process, str], None], stored: Callable[[], None]) -> None:
+        """Args:
+        kill: has a process die in the middle of what it does; raises Killed.
+        stored: told of every store to a journal.
+        """
+        self.die: dict[Process, int] = {}
+        self.stored = stored
+        self._kill = kill
+
+    def point(self, what: str) -> None:
+        """A place where the process may die."""
+        process = running()
+        if process is None or process not in self.die or process.dead:
+            return
+        self.die[process] -= 1
+        if self.die[process] <= 0:
+            del self.die[process]
+            self._kill(process, what)
+
+    def next_is_last(self) -> bool:
+        """Whether the process running dies at its next point."""
+        process = running()
+        return process is not None and self.die.get(process) == 1
+
+    def around(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def guarded(*arguments: Any, **keywords: Any) -> Any:
+            self.point(f"before {name}")
+            result = function(*arguments, **keywords)
+            self.point(f"after {name}")
+            return result
+
+        return guarded
+
+
+@contextlib.contextmanager
+def in_place(loop: VirtualLoop, seed: int, stores: Stores) -> Generator[None, None, None]:
+    """The world's own clocks, names and sizes, for as long as the block lasts."""
+    with contextlib.ExitStack() as stack:
+
+        def put(owner: Any, name: str, value: Any) -> None:
+            stack.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, value)
+
+        for name, module in list(sys.modules.items()):
+            if name.split(".")[0] in ("stepd", "stepd_server"):
+                for constant, (usual, small) in _SMALL.items():
+                    if getattr(module, constant, None) == usual:
+                        put(module, constant, small)
+        layout: Any = sys.modules["stepd.layout"]
+        for function in (layout.lay_out, layout.to_proto):
+            put(function, "__defaults__", tuple(map(_small, function.__defaults__ or ())))
+            put(function, "__kwdefaults__", {k: _small(v) for k, v in (function.__kwdefaults__ or {}).items()})
+        for owner in _modules("time"):
+            put(owner, "time", Clock(loop))
+        names = random.Random(f"names {seed}")
+        for owner in _modules("uuid"):
+            put(owner, "uuid", SimpleNamespace(uuid4=lambda: SimpleNamespace(hex=f"{names.getrandbits(128):032x}")))
+        for owner in _modules("secrets"):
+            put(owner, "secrets", SimpleNamespace(token_hex=lambda size: f"{names.getrandbits(8 * size):0{2 * size}x}"))
+        for owner in _modules("random"):
+            put(owner, "random", random.Random(f"pauses {seed}"))
+        for owner, name in ((os, "pwrite"), (Path, "replace"), (Path, "rename"), (Path, "write_bytes")):
+            put(owner, name, stores.around(name, getattr(owner, name)))
+        put(shutil, "rmtree", stores.around("rmtree", shutil.rmtree))
+        store, write = Journal.store, Journal.write
+
+        def stored(journal: Journal, field: Any, value: int) -> None:
+            stores.point(f"before journal {field.name} = {value}")
+            store(journal, field, value)
+            stores.stored()
+            stores.point(f"after journal {field.name} = {value}")
+
+        def written(journal: Journal, target: Any, source: Any) -> None:
+            stores.point("before an array")
+            if stores.next_is_last():
+                half = len(source) // 2
+                write(journal, target[:half], source[:half])
+            stores.point("in the middle of an array")
+            write(journal, target, source)
+            stores.point("after an array")
+
+        put(Journal, "store", stored)
+        put(Journal, "write", written)
+        yield
+
+
+def _small(default: Any) -> Any:
+    return BLOCK if default == _SMALL["BLOCK_ELEMENTS"][0] else default
+
+
+def _modules(name: str) -> list[Any]:
+    """Modules of ours that took this one in by its name."""
+    return [
+        module
+        for ours, module in list(sys.modules.items())
+        if ours.split(".")[0] in ("stepd", "stepd_server") and getattr(module, name, None) is sys.modules.get(name)
+    ]

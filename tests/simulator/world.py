@@ -1,0 +1,328 @@
+"""A world: one run with its servers and workers, from the creation of the run to the last look at it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import random
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from stepd.creating import create
+from stepd.errors import StepdError
+from stepd.parameters import ParameterTable, define_run
+from stepd.reading import Reading
+from stepd.specs import run_from_proto
+from stepd.v1 import coordinator_pb2, run_pb2
+from stepd_server.coordinator.store import RunStore
+from stepd_server.coordinator.vocabulary import Decision
+from stepd_server.shard.journal import Field
+from tests.simulator import seams
+from tests.simulator.calls import Call
+from tests.simulator.hosts import RUN, CoordinatorHost, Host, ShardHost
+from tests.simulator.loop import Deadlock, Killed, Process, VirtualLoop
+from tests.simulator.network import Network
+from tests.simulator.scenario import Scenario
+from tests.simulator.weather import Weather
+from tests.simulator.workers import Answer, Arrays, Read, Streams, WorkerHost, WorldSession
+
+# Virtual seconds that anything may take once nothing goes wrong any more; and in which everything has gone wrong.
+PATIENCE_S: Final = 60.0
+ROUGH_S: Final = 40.0
+_LOOK_S: Final = 0.25
+_MEMORY: Final = Path("/dev/shm")
+
+
+class World:
+    """Attributes:
+    decisions: as recorded, in order.
+    reads, answers: what workers were given.
+    final: the parameters at the end, and their step.
+    problems: what must not be.
+    events: the transcript.
+    lost: why the run cannot go on.
+    over: what still ends now means nothing.
+    """
+
+    def __init__(self, scenario: Scenario, folder: Path, loop: VirtualLoop) -> None:
+        self.scenario = scenario
+        self.folder = folder
+        self.loop = loop
+        self.wall_offset = 0.0
+        self.weather = Weather(loop, scenario, self)
+        self.network = Network(loop, self.weather, self._watch)
+        self.stores = seams.Stores(self._die, self._check_steps)
+        self.pushes: list[Call] = []
+        self.decisions: list[Decision] = []
+        self.reads: list[Read] = []
+        self.answers: list[Answer] = []
+        self.final: tuple[Mapping[str, bytes], int] = ({}, 0)
+        self.problems: list[str] = []
+        self.events: list[tuple[float, str, tuple[object, ...]]] = []
+        self.lost = ""
+        self.over = False
+        self.spec: run_pb2.RunSpec
+        self.layout: run_pb2.Layout
+        self.masters: list[Any] = []
+        self.coordinator = CoordinatorHost(self, scenario.shards)
+        self.shards = [ShardHost(self, index) for index in range(scenario.shards)]
+        self.workers = [WorkerHost(self, index) for index in range(scenario.workers)]
+
+    # --- The transcript -------------------------------------------------------------------------------------------
+
+    def note(self, kind: str, *about: object) -> None:
+        self.events.append((self.loop.time(), kind, about))
+
+    def problem(self, text: str) -> None:
+        if not self.over:
+            self.note("PROBLEM", text)
+            self.problems.append(text)
+
+    def transcript(self) -> str:
+        return "\n".join(f"{at:9.4f} {kind:8} {' '.join(map(str, about))}" for at, kind, about in self.events)
+
+    def _watch(self, call: Call) -> None:
+        method = call.path.rpartition("/")[2]
+        if call.status is None:
+            self.note("calls", call.channel.process.name, method, call.channel.host, call.number)
+            if method == "Push":
+                self.pushes.append(call)
+            return
+        code = call.status.code.name
+        self.note("ended", method, call.number, code, call.status.details)
+        if code in ("INTERNAL", "UNKNOWN", "UNIMPLEMENTED", "INVALID_ARGUMENT", "DATA_LOSS"):
+            self.problem(f"{method} of {call.channel.process.name} was answered {code}: {call.status.details}")
+
+    # --- What weather does ----------------------------------------------------------------------------------------
+
+    @property
+    def hosts(self) -> dict[str, Host | WorkerHost]:
+        servers: list[Host] = [self.coordinator, *self.shards]
+        everybody: list[Host | WorkerHost] = [*servers, *self.workers]
+        return {host.name: host for host in everybody}
+
+    def part(self, one: str, other: str, rng: random.Random) -> None:
+        """Break every connection between two hosts."""
+        lose = rng.random() < 0.5
+        for call in list(self.network.calls.values()):
+            if {call.channel.process.name, call.channel.host} == {one, other}:
+                call.cut(lose_request=lose)
+
+    def kill(self, name: str, returns_in: float) -> None:
+        host = self.hosts[name]
+        if host.here:
+            host.process.kill()
+            self._after_death(host, returns_in)
+
+    def die_soon(self, name: str, stores: int, returns_in: float) -> None:
+        host = self.hosts[name]
+        assert isinstance(host, Host)
+        if host.here:
+            host.returns_in = returns_in
+            self.stores.die[host.process] = stores
+
+    def _die(self, process: Process, where: str) -> None:
+        """In the middle of a function of its own."""
+        host = self.hosts[process.name]
+        assert isinstance(host, Host)
+        self.note("dies", process.name, where)
+        host.leave_memory()
+        process.kill()
+        self._after_death(host, host.returns_in)
+        raise Killed
+
+    def _after_death(self, host: Host | WorkerHost, returns_in: float) -> None:
+        if returns_in < 0:
+            assert isinstance(host, WorkerHost)
+            host.gone = True
+        else:
+            self.weather.lasts(returns_in)
+            self.loop.call_later(returns_in, host.start, context=contextvars.Context())
+
+    def stop(self, name: str, seconds: float) -> None:
+        host = self.hosts[name]
+        if host.here and not host.process.stopped:
+            host.process.stop()
+            self.loop.call_later(seconds, host.process.go_on)
+
+    # --- What is looked at on the way -----------------------------------------------------------------------------
+
+    def decided(self, decision: Decision) -> None:
+        """A decision is recorded."""
+        if self.decisions and str(self.decisions[-1]) == str(decision):  # a NaN is not itself
+            return
+        before = self.decisions[-1] if self.decisions else None
+        self.note("decided", decision)
+        if decision.id.round != (before.id.round + 1 if before else 0):
+            self.problem(f"round {decision.id} was decided after {before}")
+        if decision.step_before != (before.step if before else 0):
+            self.problem(f"{decision} follows {before}")
+        self.decisions.append(decision)
+
+    def coordinator_reads(self, folder: Path) -> None:
+        """A coordinator is about to start: what it finds has been recorded, whether its predecessor knew or not."""
+        path = folder / "coordinator" / "runs" / RUN
+        found = RunStore(path).last_decision if path.exists() else None
+        if found is not None:
+            self.decided(found)
+        elif self.decisions:
+            self.problem("the coordinator has forgotten its decisions")
+
+    def _check_steps(self) -> None:
+        steps = [shard.arena.step for shard in self.shards if shard.arena is not None]
+        if steps and max(steps) - min(steps) > 1:
+            self.problem(f"shards are at steps {steps}")
+        if steps and max(steps) > (self.decisions[-1].step if self.decisions else 0):
+            self.problem(f"shards are at steps {steps}, more than was decided")
+
+    def is_lost(self, error: StepdError) -> bool:
+        if error.reason == "RUN_LOST":
+            self.lost = self.lost or str(error)
+        return error.reason == "RUN_LOST"
+
+    # --- What is trained ------------------------------------------------------------------------------------------
+
+    def gradient(self, worker: int, step: int, number: int) -> Arrays:
+        """Any float32 where sums go by rank, and multiples of 1/64 where they go by arrival: these add up exactly.
+
+        Where what goes wrong is to change nothing, a function of worker and step; elsewhere no two are the same.
+        """
+        scenario = self.scenario
+        of = (scenario.seed, worker, step) if scenario.repeatable else (scenario.seed, worker, step, number)
+        rng = np.random.default_rng(of)
+        arrays: Arrays = {}
+        for index, shape in enumerate(scenario.shapes):
+            if scenario.sync.deterministic:
+                array = rng.standard_normal(shape).astype(np.float32)
+            else:
+                array = (rng.integers(-256, 256, shape) / 64).astype(np.float32)
+            if rng.random() >= scenario.partial or index == 0:
+                arrays[f"p{index}"] = np.asarray(array, np.float32)
+        if self._is_poisoned(worker, step):
+            arrays["p0"].reshape(-1)[-1] = np.nan
+        return arrays
+
+    def _is_poisoned(self, worker: int, step: int) -> bool:
+        if (worker, step) not in self.scenario.poison:
+            return False
+        return not any(
+            bad.member.rank == worker and decision.step_before == step
+            for decision in self.decisions
+            for bad in decision.nonfinite
+        )
+
+    # --- Its course -----------------------------------------------------------------------------------------------
+
+    async def live(self) -> None:
+        self.coordinator.start()
+        for shard in self.shards:
+            shard.start()
+        owner = Process(self.loop, "owner")
+        self.network.add_caller(owner)
+        session = WorldSession(self.network, owner)
+        await owner.start(self._create(session))
+        self.weather.messages = 0
+        for worker, late in zip(self.workers, (*self.scenario.late, *(0.0,) * len(self.workers)), strict=False):
+            worker.process = Process(self.loop, worker.name)
+            self.loop.call_later(late, worker.start)
+        await self._until_done()
+        if not self.lost and not self.problems:
+            try:
+                await asyncio.wait_for(owner.start(self._look(session)), PATIENCE_S)
+            except (StepdError, TimeoutError) as error:
+                if not (isinstance(error, StepdError) and self.is_lost(error)):
+                    self.problem(f"the run cannot be read in the end: {error!r}")
+
+    async def _until_done(self) -> None:
+        began = self.loop.time()
+        while not all(worker.done or worker.gone for worker in self.workers):
+            await asyncio.sleep(_LOOK_S)
+            now = self.loop.time()
+            if now - began > ROUGH_S:
+                self.weather.give_up()
+            if now - max(began, self.weather.calm_at) > PATIENCE_S and (self.weather.calm or now - began > 4 * ROUGH_S):
+                for worker in self.workers:
+                    if not worker.done and not worker.gone:
+                        self.problem(f"{worker.name} hangs in {worker.call} since {worker.waits_since}")
+                return
+
+    async def _create(self, session: WorldSession) -> None:
+        scenario = self.scenario
+        rng = np.random.default_rng((scenario.seed, 7))
+        params = {
+            f"p{i}": np.asarray(rng.standard_normal(shape), np.float32) for i, shape in enumerate(scenario.shapes)
+        }
+        spec, self.masters = define_run(
+            RUN,
+            params,
+            optimizer=scenario.rule,
+            schedule=scenario.schedule,
+            clip=scenario.clip,
+            sync=scenario.sync,
+            on_nonfinite=scenario.on_nonfinite,
+        )
+        self.spec, self.layout = await create(session, spec, self.masters)
+
+    async def _look(self, session: WorldSession) -> None:
+        while not self.weather.calm:  # noqa: ASYNC110 (time makes it calm)
+            await asyncio.sleep(_LOOK_S)
+        found = await session.ask("GetRun", coordinator_pb2.GetRunRequest(run=RUN))
+        table = ParameterTable(run_from_proto(found.run.spec).parameters)
+        streams = Streams(session, found.run.spec, found.layout, table)
+        after = self.decisions[-1].id.round if self.decisions else None
+        wanted = Reading(lambda: streams.known, None).want()
+        await streams.pull_now(wanted.picture, wanted.regions, after=after)
+        params = {name: array.tobytes() for name, array in wanted.arrays().items()}
+        self.final = (params, streams.step)
+        self.reads.append(Read("owner", streams.step, params))
+        await self._settled()
+
+    async def _settled(self) -> None:
+        """All shards have carried out the last decision."""
+        last = self.decisions[-1] if self.decisions else None
+        want = (last.id.round + 1, last.step) if last else (0, 0)
+        stand: list[tuple[int, int]] = []
+        for _ in range(100):
+            stand = [(shard.arena.journal[Field.ROUND], shard.arena.journal[Field.STEP]) for shard in self.shards]
+            if all(each == want for each in stand):
+                return
+            await asyncio.sleep(_LOOK_S)
+        self.problem(f"shards are at (round, step) {stand} in the end, and the last decision is {last}")
+
+
+def history(scenario: Scenario) -> World:
+    """Live through a scenario."""
+    folder = Path(tempfile.mkdtemp(prefix="stepd-world-", dir=_MEMORY if _MEMORY.is_dir() else None))
+    loop = VirtualLoop()
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    world = World(scenario, folder, loop)
+    try:
+        with seams.in_place(loop, scenario.seed, world.stores):
+            plain = RunStore.write_decision
+
+            def write_decision(store: RunStore, decision: Decision) -> None:
+                plain(store, decision)
+                world.decided(decision)
+
+            RunStore.write_decision = write_decision  # type: ignore[method-assign,assignment]
+            try:
+                loop.run_until_complete(world.live())
+            except Deadlock as error:
+                world.problem(f"the world stands still: {error}")
+            finally:
+                RunStore.write_decision = plain  # type: ignore[method-assign]
+                world.over = True
+                loop.end()
+        world.problems += [f"nobody looked at: {problem}" for problem in loop.problems]
+        world.problems += world.network.problems
+    finally:
+        logging.disable(before)
+        shutil.rmtree(folder, ignore_errors=True)
+    return world
