@@ -85,7 +85,7 @@ def test_policies_can_be_changed_on_a_live_run(client: stepd.Client, name: str) 
         assert run.info().clip is None
         run.update(schedule=stepd.Warmup(10), sync=stepd.Sync(workers=1, reduce="sum"))
         assert worker.step(ONES).lr == [pytest.approx(4 / 10)]
-        assert run.info().sync.reduce == "sum"
+        assert run.info().sync == stepd.Sync(workers=1, reduce="sum")
         run.update(schedule=None)
         assert worker.step(ONES).lr == [1.0]
         run.update()
