@@ -3,7 +3,7 @@
     python -m bench.encodings [--steps 10] [--json]
 
 The model of bench/step.py (25M float32 parameters, AdamW, clip by the global norm), one worker, one shard. Median
-seconds of a step through gRPC, and through shared memory, which encodes nothing; the rows of one run take turns.
+seconds of a step through gRPC, and through shared memory, which encodes nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import argparse
 import json
 import statistics
 import time
-from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -46,26 +45,27 @@ def measure(steps: int) -> list[dict[str, Any]]:
     params = {name: np.zeros(shape, np.float32) for name, shape in SHAPES.items()}
     grads = gradients(0)
     results = []
-    with ExitStack() as stack:
-        fleet = stack.enter_context(stepd.local(shards=1))
-        workers = []
+    with stepd.local(shards=1) as fleet:
         for name, wire, transport in ROWS:
-            client = stack.enter_context(stepd.connect(fleet.target, transport=transport))
-            rule = stepd.AdamW(lr=RATE, weight_decay=DECAY)
-            run_name = name.replace(" ", "-").replace(":", "-").replace(",", "").replace(".", "-")
-            run = client.create_run(run_name, params, optimizer=rule, clip=stepd.ClipNorm(CLIP), wire=wire)
-            workers.append(stack.enter_context(run.join()))
-        seconds: list[list[float]] = [[] for _ in ROWS]
-        for step in range(WARM_UP + steps):
-            for worker, taken in zip(workers, seconds, strict=True):
-                begin = time.perf_counter()
-                worker.step(grads)
-                if step >= WARM_UP:
-                    taken.append(time.perf_counter() - begin)
-        for (name, wire, transport), worker, taken in zip(ROWS, workers, seconds, strict=True):
-            sent = bytes_sent(worker, wire, grads) if transport == "grpc" else 0
-            results.append({"name": name, "seconds": statistics.median(taken), "bytes": sent})
+            with stepd.connect(fleet.target, transport=transport) as client:
+                rule = stepd.AdamW(lr=RATE, weight_decay=DECAY)
+                run = client.create_run("bench", params, optimizer=rule, clip=stepd.ClipNorm(CLIP), wire=wire)
+                with run.join() as worker:
+                    seconds = time_steps(worker, grads, steps)
+                    sent = bytes_sent(worker, wire, grads) if transport == "grpc" else 0
+                run.delete()
+            results.append({"name": name, "seconds": seconds, "bytes": sent})
     return results
+
+
+def time_steps(worker: stepd.Worker, grads: dict[str, np.ndarray], steps: int) -> float:
+    """Of the median step."""
+    taken = []
+    for _ in range(WARM_UP + steps):
+        begin = time.perf_counter()
+        worker.step(grads)
+        taken.append(time.perf_counter() - begin)
+    return statistics.median(taken[WARM_UP:])
 
 
 def main() -> None:
