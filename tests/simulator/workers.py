@@ -59,6 +59,7 @@ class WorldSession(Session):
 
     def __init__(self, network: Network, process: Process) -> None:
         self.target = "coordinator:7000"
+        self.transport = "grpc"
         self.timeout = TIMEOUT_S
         self.retry_for = RETRY_FOR_S
         self.loop: Any = Here(network.loop, process)
@@ -205,7 +206,7 @@ class WorkerHost:
         try:
             worker = await self._answered("join", join(run_from_proto(spec), streams, request))
             self.world.note("joins", self.name, worker._membership.member.incarnation)
-            loop = _Loop(self, worker, streams)
+            loop = _Loop(self, worker, worker._streams)  # its own: see RunStreams.sharing_with
             await loop.train()
             await self._answered("leave", worker._membership.leave(worker._exchange.acknowledged))
         except StepdError as error:
