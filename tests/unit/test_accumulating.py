@@ -17,10 +17,9 @@ from stepd.rules.base import Array
 from stepd.specs import optimizer_to_proto
 from stepd.v1 import round_pb2, run_pb2, shard_control_pb2, shard_pb2
 from stepd_server.exact import ExactSum
-from stepd_server.kernels.arriving import Loops, loops
+from stepd_server.kernels.arriving import Loops, known_loops
 from stepd_server.kernels.compiled import available
 from stepd_server.kernels.gather import Form, emit_gather
-from stepd_server.shard import accumulating
 from stepd_server.shard.gathering import Contribution, Gathering
 from stepd_server.shard.lanes import LANES, block_sums
 from stepd_server.shard.plan import Bools, Piece
@@ -94,10 +93,11 @@ class World:
         ranges = [shard_pb2.Range(start=self.piece.starts[s], count=self.piece.slices[s].count) for s in held]
         return shard_pb2.PushHeader(member=member(rank), ranges=ranges, weight=self.rng.choice([1.0, 0.75, 2.5]))
 
-    def gather(self) -> tuple[Array, Gathering]:
+    def gather(self, way: str) -> tuple[Array, Gathering]:
         """What is in the accumulator at the end; of the same world the same, but for the order of what arrives."""
         accumulator = np.full(self.piece.size, 77, self.piece.dtype)
-        gathering = Gathering(self.piece, accumulator, np.zeros(len(self.piece.slices), np.int64), self.request)
+        updates = np.zeros(len(self.piece.slices), np.int64)
+        gathering = Gathering(self.piece, accumulator, updates, self.request, loops(way, self.piece.dtype))
         rng = random.Random(self.rng.random())
         late = rng.random() < 0.5  # some begin when others have sent
         open_: list[Contribution] = []
@@ -121,25 +121,22 @@ class World:
         return accumulator, gathering
 
 
-def use(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def compiled(dtype: Any, _: int) -> Loops | None:
-        known = loops(dtype, 1 << 20)
-        assert known is not None
-        known.wait()
-        return known
-
-    monkeypatch.setattr(accumulating, "loops", compiled if way == "compiled" else lambda *_: None)
+def loops(way: str, dtype: Any) -> Loops | None:
+    if way == "numpy":
+        return None
+    known = known_loops(np.dtype(dtype))
+    known.wait()
+    return known
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["single", "double"])
-def test_sums_and_norms_are_those_of_the_definition(way: str, dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    use(way, monkeypatch)
+def test_sums_and_norms_are_those_of_the_definition(way: str, dtype: Any) -> None:
     for seed in range(40):
         world = World(seed, dtype)
         if world.workers > 1 and not world.request.deterministic:
             world.request.deterministic = True  # or the order of arrival would decide on the bits
-        accumulator, gathering = world.gather()
+        accumulator, gathering = world.gather(way)
         expected, touched = added(world)
         np.testing.assert_array_equal(accumulator[touched], expected[touched], err_msg=f"seed {seed}")
         sums = gathering.sums()
@@ -177,22 +174,18 @@ def squares(world: World, gathering: Gathering, total: Array, index: int) -> Exa
 
 @needs_compiler
 @pytest.mark.parametrize("norm_type", [2.0, 1.0, math.inf])
-def test_both_ways_are_alike_whatever_the_norm_and_the_order(norm_type: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_ways_are_alike_whatever_the_norm_and_the_order(norm_type: float) -> None:
     for seed in range(30):
         found = []
         for way in ("numpy", "compiled"):
-            use(way, monkeypatch)
-            accumulator, gathering = World(seed, np.float32, norm_type=norm_type).gather()
+            accumulator, gathering = World(seed, np.float32, norm_type=norm_type).gather(way)
             found.append((accumulator.tobytes(), gathering.sums().SerializeToString()))
         assert found[0] == found[1], f"seed {seed}"
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_value_that_is_not_finite_is_found_wherever_it_is(
-    way: str, value: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    use(way, monkeypatch)
+def test_a_value_that_is_not_finite_is_found_wherever_it_is(way: str, value: float) -> None:
     for seed in range(60):
         world = World(seed, np.float32)
         bad = [rank for rank, data in enumerate(world.data) if data.size]
@@ -201,7 +194,7 @@ def test_a_value_that_is_not_finite_is_found_wherever_it_is(
         rank = world.rng.choice(bad)
         at = world.rng.randrange(world.data[rank].size)
         world.data[rank][at] = value
-        _, gathering = world.gather()
+        _, gathering = world.gather(way)
         (found,) = gathering.sums().nonfinite
         place = 0
         for r in world.headers[rank].ranges:
@@ -213,8 +206,7 @@ def test_a_value_that_is_not_finite_is_found_wherever_it_is(
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_sum_that_overflows_is_told_from_squares_that_do(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    use(way, monkeypatch)
+def test_a_sum_that_overflows_is_told_from_squares_that_do(way: str) -> None:
     for dtype, value, overflow, infinite in (
         (np.float32, 3e38, True, False),
         (np.float32, 1e38, False, False),
@@ -231,7 +223,7 @@ def test_a_sum_that_overflows_is_told_from_squares_that_do(way: str, monkeypatch
         world.request.members.extend([member(0), member(1)])
         for group in world.piece.spec.groups:
             group.clip.ClearField("max_value")
-        _, gathering = world.gather()
+        _, gathering = world.gather(way)
         sums = gathering.sums()
         assert sums.overflow == overflow
         assert any(norm.powers.overflow for norm in sums.run_norms) == infinite

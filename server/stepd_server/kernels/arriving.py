@@ -68,10 +68,14 @@ class Loops:
 
 
 def loops(dtype: np.dtype[Any], elements: int) -> Loops | None:
-    """The loops, if they are worth it for so many elements and can be had; begins to compile them when first asked."""
-    return _loops(dtype) if wanted(elements) else None
+    """The loops, if they are worth it for so many elements and are there; the first who asks has them compiled."""
+    if not wanted(elements):
+        return None
+    known = known_loops(dtype)
+    return known if known.ready else None
 
 
 @cache
-def _loops(dtype: np.dtype[Any]) -> Loops:
+def known_loops(dtype: np.dtype[Any]) -> Loops:
+    """The loops, which may be on their way."""
     return Loops(dtype)

@@ -10,13 +10,12 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 
 from stepd.limits import BLOCK_ELEMENTS
 from stepd.rules.base import Array
-from stepd_server.kernels.arriving import Loops, loops
 from stepd_server.shard.coverage import Coverage
 from stepd_server.shard.lanes import LANES, fold
 from stepd_server.shard.plan import Piece, Span
@@ -27,13 +26,20 @@ _ELEMENTS_AT_ONCE: Final = BLOCK_ELEMENTS
 _LANE_BYTES: Final = LANES * 8
 
 
+class Loops(Protocol):
+    """Compiled loops: functions as `kernels/gather.py` has them."""
+
+    def __getitem__(self, form: tuple[bool, bool, bool, bool, bool]) -> Any:
+        """For what arrives, weighted, reached, complete, limited."""
+
+
 class Accumulating:
     """The accumulator of one attempt.
 
     Elements are completed in the order of the flat space: what lies below everybody's frontier.
     """
 
-    def __init__(self, piece: Piece, accumulator: Array) -> None:
+    def __init__(self, piece: Piece, accumulator: Array, loops: Loops | None = None) -> None:
         self._piece = piece
         self._accumulator = accumulator
         self._reached = Coverage()
@@ -42,8 +48,7 @@ class Accumulating:
         # The first span that is not summed, and the flat place up to which everything is.
         self._next = 0
         self._summed = 0
-        known = loops(piece.dtype, piece.size)
-        self._compiled = _Compiled(piece, accumulator, known) if known is not None and known.ready else None
+        self._compiled = _Compiled(piece, accumulator, loops) if loops is not None else None
 
     def begin_sums(self, spans: Sequence[Span], summing: Summing) -> None:
         """From now on what is complete is summed.
@@ -153,10 +158,10 @@ class _Compiled:
         sums: whether they sum.
     """
 
-    def __init__(self, piece: Piece, accumulator: Array, known: Loops) -> None:
+    def __init__(self, piece: Piece, accumulator: Array, loops: Loops) -> None:
         self._piece = piece
         self._accumulator = accumulator
-        self._loops = known
+        self._loops = loops
         self._begins: list[int] = piece.block_begins.tolist()
         # Addresses are asked for once: NumPy takes as long for each as for a small loop.
         self._begins_at = piece.block_begins.ctypes.data

@@ -16,7 +16,7 @@ import numpy as np
 from stepd.errors import Aborted, FailedPrecondition, InvalidArgument, MissingGradient, StepdError
 from stepd.rules.base import Array
 from stepd.v1 import round_pb2, run_pb2, shard_control_pb2, shard_pb2
-from stepd_server.shard.accumulating import Accumulating
+from stepd_server.shard.accumulating import Accumulating, Loops
 from stepd_server.shard.coverage import Track
 from stepd_server.shard.gathered import Gathered
 from stepd_server.shard.plan import Bools, Counts, Piece, Span
@@ -60,7 +60,12 @@ class Gathering:
     """
 
     def __init__(
-        self, piece: Piece, accumulator: Array, updates: Counts, request: shard_control_pb2.GatherRoundRequest
+        self,
+        piece: Piece,
+        accumulator: Array,
+        updates: Counts,
+        request: shard_control_pb2.GatherRoundRequest,
+        loops: Loops | None = None,
     ) -> None:
         self.id = (request.id.round, request.id.attempt)
         self.deterministic = request.deterministic
@@ -73,7 +78,7 @@ class Gathering:
         self._updates = updates
         self._clip = request.clip
         self._reduction = request.reduction
-        self._sum = Accumulating(piece, accumulator)
+        self._sum = Accumulating(piece, accumulator, loops)
 
     def begin(self, header: shard_pb2.PushHeader) -> Contribution:
         """The member's contribution is on its way; again, if it was cut off before."""

@@ -12,6 +12,7 @@ from stepd.errors import Aborted, FailedPrecondition, Unavailable
 from stepd.limits import READER_GRACE_S, WAIT_S
 from stepd.rules.base import Array
 from stepd.v1 import round_pb2, shard_control_pb2, shard_pb2
+from stepd_server.kernels.arriving import loops
 from stepd_server.shard.applying import Step, without_norms
 from stepd_server.shard.arena import Arena
 from stepd_server.shard.extending import Extension
@@ -45,6 +46,7 @@ class ShardRun(Pulling):
         self.extension: Extension | None = None
         self._loaded = 0
         self._scratch = Scratch(arena.piece)
+        loops(arena.piece.dtype, arena.piece.size)  # to be there when the first contribution comes
         self._take_up()
 
     def _take_up(self) -> None:
@@ -162,7 +164,8 @@ class ShardRun(Pulling):
         if self._gathering is None or self._gathering.id < id:
             arena = self.arena
             arena.gathered.clear()
-            self._gathering = Gathering(arena.piece, arena.accumulator, arena.updates, request)
+            compiled = loops(arena.piece.dtype, arena.piece.size)
+            self._gathering = Gathering(arena.piece, arena.accumulator, arena.updates, request, compiled)
             self._changed.notify()
         gathering, told = self._gathering, set[int]()
         while True:
