@@ -62,7 +62,7 @@ class Accumulating:
         if self._compiled is not None and summing.squares:
             self._compiled.begin_sums(summing)
 
-    def add(self, start: int, data: Array, weight: float, others: int) -> bool:
+    def add(self, start: int, data: Array, weight: float, others: int, spans: int | None = None) -> bool:
         """Add the elements from `start` on of one contribution, times a weight.
 
         Args:
@@ -70,14 +70,15 @@ class Accumulating:
             data: the elements.
             weight: of the contribution.
             others: the least frontier of all other contributions.
+            spans: sum at most so many beyond these elements.
 
         Returns:
             Whether they are finite. If not, the sum means nothing any more.
         """
         if self._compiled is None:
-            return self._add_by_parts(start, data, weight, others)
+            return self._add_by_parts(start, data, weight, others, spans)
         # What this contribution has passed over may be complete.
-        self.sum_to(min(start, others))
+        self.sum_to(min(start, others), spans)
         compiled, finite = self._compiled, True
         for low, high, reached in self._reached.add(start, start + data.size):
             part, middle = data[low - start : high - start], low
@@ -128,14 +129,14 @@ class Accumulating:
         self._summing.finish()
         return self._summing
 
-    def _add_by_parts(self, start: int, data: Array, weight: float, others: int) -> bool:
+    def _add_by_parts(self, start: int, data: Array, weight: float, others: int, spans: int | None) -> bool:
         with np.errstate(all="ignore"):
             for at in range(0, data.size, _ELEMENTS_AT_ONCE):
                 part, low = data[at : at + _ELEMENTS_AT_ONCE], start + at
                 if not _is_finite(part):
                     return False
                 self._merge(low, part, weight)
-                self.sum_to(min(low + part.size, others))
+                self.sum_to(min(low + part.size, others), spans)
         return True
 
     def _merge(self, start: int, data: Array, weight: float) -> None:
