@@ -118,6 +118,8 @@ class World:
                 gathering.finish(contribution)
                 open_.remove(contribution)
         assert gathering.complete
+        while gathering.sum_some():
+            pass
         return accumulator, gathering
 
 
