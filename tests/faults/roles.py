@@ -104,6 +104,11 @@ class Role:
         self.kill()
 
     @property
+    def doomed(self) -> bool:
+        """Whether an order to die has yet to be carried out."""
+        return self._order.exists()
+
+    @property
     def died_at(self) -> str | None:
         """Where the last doomed process died; None if it lives."""
         try:
