@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 PROTO_VENV ?= .venv-proto
 BIN := $(VENV)/bin
+# One process for each core, with fleets of its own, and each file as a whole in one of them.
+PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile
 PIP_FLAGS := --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
@@ -18,7 +20,7 @@ demo: $(VENV)/.runtime ## start a fleet and workers, and train a classifier
 	$(BIN)/stepd demo
 
 test: setup ## run all tests (some of them: make test ARGS=tests/unit)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 test-slow: setup ## run the tests that take many minutes: hundreds of kills
 	$(BIN)/python -m pytest -m slow $(ARGS)

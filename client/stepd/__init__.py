@@ -28,7 +28,7 @@ from stepd.info import FleetInfo, RunInfo, ShardInfo, StepEvent, WorkerInfo
 from stepd.local import LocalFleet, local
 from stepd.memory import tune_malloc
 from stepd.parameters import ParamGroup
-from stepd.policies import Clip, ClipNorm, ClipValue, Sync
+from stepd.policies import Async, BoundedStaleness, Clip, ClipNorm, ClipValue, Sync
 from stepd.results import Receipt, StepResult
 from stepd.rules import (
     ASGD,
@@ -94,6 +94,8 @@ __all__ = [
     "AdamW",
     "Adamax",
     "AlreadyExists",
+    "Async",
+    "BoundedStaleness",
     "Chained",
     "CheckpointCorrupt",
     "Client",

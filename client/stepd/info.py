@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from stepd import specs
-from stepd.policies import AnyClip, Sync
+from stepd.policies import AnyClip, AnySync
 from stepd.rules import Rule
 from stepd.schedules import Schedule
 from stepd.v1 import coordinator_pb2, round_pb2
@@ -159,7 +159,7 @@ class RunInfo:
     optimizer: Rule
     schedule: Schedule | None
     clip: AnyClip | None
-    sync: Sync
+    sync: AnySync
     bytes: int
     parameters: int
     elements: int

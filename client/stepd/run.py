@@ -16,8 +16,8 @@ from stepd.errors import Aborted, NotFound
 from stepd.export import write_safetensors
 from stepd.info import RunInfo
 from stepd.limits import LEASE_S_MAX, LEASE_S_MIN
-from stepd.parameters import ParameterTable, ParamGroup, define_group
-from stepd.policies import AnyClip, Sync
+from stepd.parameters import ParameterTable, ParamGroup, check_sync, define_group
+from stepd.policies import AnyClip, AnySync
 from stepd.reading import Reading
 from stepd.retry import persist
 from stepd.schedules import Constant, Schedule
@@ -139,7 +139,7 @@ class Run:
         self,
         *,
         clip: AnyClip | _Unset | None = UNSET,
-        sync: Sync | _Unset | None = UNSET,
+        sync: AnySync | _Unset | None = UNSET,
         schedule: Schedule | _Unset | None = UNSET,
     ) -> None:
         """Change policies of the run, from the next decision on. What is not given stays.
@@ -155,9 +155,7 @@ class Run:
         elif not isinstance(clip, _Unset):
             changes["clip"] = specs.clip_to_proto(clip)
         if not isinstance(sync, _Unset):
-            if not isinstance(sync, Sync | None):
-                refuse("update", "sync", sync, "stepd.Sync or None")
-            changes["sync"] = specs.sync_to_proto(sync or Sync())
+            changes["sync"] = specs.sync_to_proto(check_sync("update", sync))
         if not isinstance(schedule, _Unset):
             if not isinstance(schedule, Schedule | None):
                 refuse("update", "schedule", schedule, "a schedule such as stepd.Cosine(total_steps=1000), or None")

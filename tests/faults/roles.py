@@ -21,7 +21,8 @@ from typing import Self
 import stepd
 from stepd_server.shard.journal import Field
 from tests.faults.proxy import Network, Proxy
-from tests.integration.servers import PATIENCE_S, eventually
+from tests.integration.servers import eventually
+from tests.patience import PATIENCE_S
 
 DOOMED = Path(__file__).with_name("doomed.py")
 

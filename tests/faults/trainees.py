@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.integration.servers import PATIENCE_S
+from tests.patience import PATIENCE_S
 
 TRAINEE = Path(__file__).with_name("trainee.py")
 

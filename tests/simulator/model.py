@@ -19,6 +19,7 @@ from stepd.layout import flat_starts, slices_of
 from stepd.policies import Clip
 from stepd.rules import Block, Moment
 from stepd.v1 import run_pb2, shard_pb2
+from stepd_server.coordinator.policy import policy_of
 from stepd_server.coordinator.vocabulary import Decision, Outcome
 
 Array = np.ndarray[Any, Any]
@@ -142,19 +143,19 @@ class Model:
             contributions.tensors((member.worker, member.incarnation, *decision.id))
             for member in sorted(decision.members, key=lambda member: member.rank)
         ]
-        weighted = self._spec.sync.reduce == "weighted"
+        reduce = policy_of(self._spec.sync).reduce
         divisor = {"mean": float(len(held)), "sum": 1.0, "weighted": math.fsum(w for _, w in held)}
         total: dict[int, Array] = {}
         for tensors, weight in held:
             for id_, tensor in tensors.items():
-                part = tensor * weight if weighted and weight != 1.0 else tensor
+                part = tensor * weight if reduce == "weighted" and weight != 1.0 else tensor
                 total[id_] = total[id_] + part if id_ in total else part.copy()
         norms = {one.parameter: (one.first, one.second) for one in decision.norms}
-        self._check_norm(decision, total, divisor[self._spec.sync.reduce])
+        self._check_norm(decision, total, divisor[reduce])
         for id_, tensor in total.items():
             group = self._spec.parameters[id_].group
             rates = decision.groups[group]
-            shaped = self._shaped(tensor, divisor[self._spec.sync.reduce])
+            shaped = self._shaped(tensor, divisor[reduce])
             gradient = shaped * np.float32(1.0) if shaped is tensor else shaped
             np.multiply(gradient, rates.clip_scale * decision.clip_scale, out=gradient)
             self._tensors[id_].update(gradient, rates.lr, norms.get(id_, (math.nan, math.nan)))

@@ -84,7 +84,12 @@ class Streams(RunStreams):
     step = 0
 
     async def agree(self, *arguments: Any, **keywords: Any) -> Any:
-        headers = await super().agree(*arguments, **keywords)
+        return self._took(await super().agree(*arguments, **keywords))
+
+    async def pull_now(self, *arguments: Any, **keywords: Any) -> Any:
+        return self._took(await super().pull_now(*arguments, **keywords))
+
+    def _took(self, headers: Any) -> Any:
         self.step = next((header.step for header in headers.values()), self.step)
         return headers
 
@@ -260,7 +265,8 @@ class _Loop:
         grads = self._world.gradient(host.index, self._streams.step, number)
         weight = (0.5, 1.0, 2.0)[(host.index + self._streams.step) % 3]
         weighted = self._world.scenario.sync.reduce == "weighted"
-        return Contribution.of(check_gradients(self._streams.table, grads), weight if weighted else 1.0)
+        arrays = check_gradients(self._streams.table, grads)
+        return Contribution.of(arrays, weight if weighted else 1.0, self._exchange.version)
 
     async def _through(self, call: Callable[[Any], Coroutine[Any, Any, Any]]) -> Any:
         while True:

@@ -307,8 +307,8 @@ def history(scenario: Scenario) -> World:
         with seams.in_place(loop, scenario.seed, world.stores):
             plain = RunStore.write_decision
 
-            def write_decision(store: RunStore, decision: Decision) -> None:
-                plain(store, decision)
+            def write_decision(store: RunStore, decision: Decision, *standings: Any) -> None:
+                plain(store, decision, *standings)
                 world.decided(decision)
 
             RunStore.write_decision = write_decision  # type: ignore[method-assign,assignment]
