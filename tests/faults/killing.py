@@ -23,7 +23,7 @@ COORDINATOR_PHASES = {
     "recording": r"coordinator/(store|slots)\.py",
     "members": r"coordinator/(membership|seats|places)\.py",
 }
-# Of those files, at most so many lines before it dies: a step takes hundreds.
+# Of those files, at most so many lines before it dies: of most of them a step takes hundreds.
 LINES = 1500
 
 

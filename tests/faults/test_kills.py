@@ -67,7 +67,7 @@ def endure(
     seed: int,
     transports: tuple[str, ...],
 ) -> None:
-    """Train while `disturb` is called until it says that it was enough; compare with an undisturbed run on one shard."""
+    """Train while `disturb` is called until it says that it was enough; then as much where nothing is disturbed."""
     fleet, name = start(3, "disturbed"), "endures"
     create(fleet.target, name)
     with Trainees(folder, fleet.target, name, retry_for=90.0, timeout=10.0, lease=LEASE_S, pause=0.02) as trainees:
