@@ -141,7 +141,7 @@ CASES = {
     "delete": Case(
         delete,
         rf"coordinator/runs\.py:Runs\.(delete|_delete|_bury|_sweep)|{STORE}",
-        r"shard/service\.py:ShardService\.(DropRun|_drop)",
+        r"shard/(service\.py:ShardService\.(DropRun|_drop)|run\.py:ShardRun\.close|(arena|pulling|staging)\.py:)",
     ),
 }
 PLACES = [(name, role) for name, case in CASES.items() for role in ("coordinator", "shard") if getattr(case, role)]
@@ -160,7 +160,7 @@ def strike(fleet: Fleet, case: Case, role: str, lines: int, name: str) -> bool:
 
 @pytest.mark.parametrize(("change", "role"), PLACES)
 def test_a_death_in_the_middle_of_a_change_is_not_seen(fleet: Fleet, name: str, change: str, role: str) -> None:
-    lines = random.Random(name).randint(1, LINES)
+    lines = random.Random(f"{change} {role}").randint(1, LINES)
     assert strike(fleet, CASES[change], role, lines, name), f"nobody died; {lines} lines"
 
 
