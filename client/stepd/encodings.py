@@ -119,8 +119,9 @@ class Largest(Encoding):
     fraction: float
 
     def encode(self, offset: int, values: Array) -> shard_pb2.EncodedChunk:
-        places = _largest(values, max(1, math.ceil(self.fraction * values.size)))
-        places = places[values[places] != 0]
+        count = max(1, math.ceil(self.fraction * values.size))
+        # Few enough of what has arrived before.
+        places = np.flatnonzero(values) if np.count_nonzero(values) <= count else _largest(values, count)
         sparse = shard_pb2.SparseValues(places=places.astype(_U4).tobytes(), values=values[places].tobytes())
         return shard_pb2.EncodedChunk(offset=offset, count=values.size, sparse=sparse)
 
