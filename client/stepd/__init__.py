@@ -24,7 +24,7 @@ from stepd.errors import (
     Unavailable,
     UnknownParameter,
 )
-from stepd.info import FleetInfo, RunInfo, ShardInfo, StepEvent, WorkerInfo
+from stepd.info import FleetInfo, MissingInfo, RunInfo, ShardInfo, StepEvent, WorkerInfo
 from stepd.local import LocalFleet, local
 from stepd.memory import tune_malloc
 from stepd.parameters import ParamGroup
@@ -121,6 +121,7 @@ __all__ = [
     "Lion",
     "LocalFleet",
     "MissingGradient",
+    "MissingInfo",
     "MultiStep",
     "Muon",
     "NAdam",

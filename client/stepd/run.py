@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
 from collections.abc import Mapping
@@ -19,7 +20,6 @@ from stepd.limits import LEASE_S_MAX, LEASE_S_MIN
 from stepd.parameters import ParameterTable, ParamGroup, check_sync, define_group
 from stepd.policies import AnyClip, AnySync
 from stepd.reading import Reading
-from stepd.retry import persist
 from stepd.schedules import Constant, Schedule
 from stepd.session import Session
 from stepd.settings import Unfit, fit, refuse, shown
@@ -203,7 +203,8 @@ class Run:
         self._session.run(delete_run(self._session, self.name))
 
     def _update(self, **changes: Any) -> None:
-        self._session.run(self._session.ask("UpdateRun", coordinator_pb2.UpdateRunRequest(run=self.name, **changes)))
+        request = coordinator_pb2.UpdateRunRequest(request_id=uuid.uuid4().hex, run=self.name, **changes)
+        self._session.run(self._session.ask("UpdateRun", request))
 
     def _state(self) -> coordinator_pb2.RunState:
         return self._session.run(self._streams.state())
@@ -226,19 +227,10 @@ class Run:
 
 
 async def delete_run(session: Session, name: str) -> None:
-    """Delete, where a lost answer and a second try are no error."""
-    patience, tries = session.patience("DeleteRun"), 0
-
-    async def attempt() -> None:
-        nonlocal tries
-        tries += 1
-        await session.coordinator.DeleteRun(coordinator_pb2.DeleteRunRequest(run=name), timeout=session.timeout)
-
-    try:
-        await persist(attempt, patience, session.target)
-    except NotFound:
-        if tries == 1:
-            raise
+    """Delete the run that has the name now; no other that gets it while answers are lost."""
+    found: coordinator_pb2.GetRunResponse = await session.ask("GetRun", coordinator_pb2.GetRunRequest(run=name))
+    with contextlib.suppress(NotFound):  # a repeat, of a call that has done it
+        await session.ask("DeleteRun", coordinator_pb2.DeleteRunRequest(run=name, run_id=found.run.run_id))
 
 
 def _number(thing: str, field: str, value: object) -> float:

@@ -216,7 +216,9 @@ def test_status_of_a_run(fleet: stepd.LocalFleet, run: stepd.Run) -> None:
     assert fields["clip"] == "ClipNorm(max_norm=1.0)"
     assert fields["sync"] == "Sync(workers=2)"
     assert fields["parameters"] == "650 in 2 tensors"
-    assert re.search(r"^ *0  alice  ", shown.stdout, re.MULTILINE), shown.stdout
+    assert re.search(r"^ *0  alice  .*  \d+\.\d of 10 s  -  ", shown.stdout, re.MULTILINE), shown.stdout
+    assert fields["problem"] == "waits for 1 more worker, has 1: nobody has joined with rank 1"
+    assert re.search(r"^ *1  -  +-  +nobody has joined with this rank$", shown.stdout, re.MULTILINE), shown.stdout
 
 
 def test_status_of_a_run_as_json(fleet: stepd.LocalFleet, run: stepd.Run) -> None:
@@ -227,6 +229,7 @@ def test_status_of_a_run_as_json(fleet: stepd.LocalFleet, run: stepd.Run) -> Non
     assert document["sync"]["workers"] == 2
     assert document["elements"] == 650
     assert [(worker["id"], worker["rank"]) for worker in document["workers"]] == [("alice", 0)]
+    assert document["missing"] == [{"rank": 1, "id": None, "since": None, "why": None}]
 
 
 def test_the_target_may_come_from_the_environment(fleet: stepd.LocalFleet) -> None:
