@@ -11,7 +11,7 @@ import numpy as np
 
 from stepd import wire
 from stepd.errors import FailedPrecondition, NotFound
-from stepd.limits import BLOCK_ELEMENTS, CHUNK_BYTES, SHARED_BYTES_AT_ONCE, WAIT_S
+from stepd.limits import BLOCK_ELEMENTS, CHUNK_BYTES, MESSAGES_KEPT, SHARED_BYTES_AT_ONCE, WAIT_S
 from stepd.rules.base import Array
 from stepd.v1 import round_pb2, shard_pb2
 from stepd_server.shard.arena import Arena
@@ -45,6 +45,8 @@ class Pulling:
         # Up to which element parameters have the version that is being applied; None between steps.
         self._applied_to: int | None = None
         self._readers: set[Reader] = set()
+        # By round and place: messages that one of several readers has had, for the others. Gone with the last reader.
+        self._messages: dict[tuple[int, int, int], bytes] = {}
         # A step waits for them: whoever comes now reads what it leaves.
         self._turning = False
         # Of members that share theirs: where their contributions lie.
@@ -99,12 +101,22 @@ class Pulling:
         if request.shared:
             chunk = shard_pb2.SharedChunk(offset=start, count=stop - start)
             return shard_pb2.PullResponse(shared=chunk).SerializeToString()
-        content = averaged(self.arena, start, stop) if request.averaged else self.arena.parameters[start:stop]
-        return wire.encode_chunk(start, content.nbytes, [content.view(np.uint8).data])
+        if request.averaged:
+            return _encoded(start, averaged(self.arena, start, stop))
+        if len(self._readers) == 1:
+            return _encoded(start, self.arena.parameters[start:stop])
+        # Workers all want the same at about the same time.
+        key = (self._round, start, stop)
+        if key not in self._messages:
+            if len(self._messages) == MESSAGES_KEPT:
+                del self._messages[next(iter(self._messages))]
+            self._messages[key] = _encoded(start, self.arena.parameters[start:stop])
+        return self._messages[key]
 
     def _leave(self, reader: Reader) -> None:
         self._readers.discard(reader)
         if not self._readers:
+            self._messages.clear()
             self.phases.sent()
         self._changed.notify()
 
@@ -203,3 +215,7 @@ class Pulling:
         if version < present:
             raise layout_changed(self.name, present)
         return version == present
+
+
+def _encoded(start: int, content: Array) -> bytes:
+    return wire.encode_chunk(start, content.nbytes, [content.view(np.uint8).data])
