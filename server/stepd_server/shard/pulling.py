@@ -103,15 +103,16 @@ class Pulling:
             return shard_pb2.PullResponse(shared=chunk).SerializeToString()
         if request.averaged:
             return _encoded(start, averaged(self.arena, start, stop))
-        if len(self._readers) == 1:
-            return _encoded(start, self.arena.parameters[start:stop])
         # Workers all want the same at about the same time.
         key = (self._round, start, stop)
-        if key not in self._messages:
-            if len(self._messages) == MESSAGES_KEPT:
-                del self._messages[next(iter(self._messages))]
-            self._messages[key] = _encoded(start, self.arena.parameters[start:stop])
-        return self._messages[key]
+        message = self._messages.get(key)
+        if message is None:
+            message = _encoded(start, self.arena.parameters[start:stop])
+            if len(self._readers) > 1:
+                if len(self._messages) == MESSAGES_KEPT:
+                    del self._messages[next(iter(self._messages))]
+                self._messages[key] = message
+        return message
 
     def _leave(self, reader: Reader) -> None:
         self._readers.discard(reader)
