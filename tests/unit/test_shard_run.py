@@ -11,9 +11,9 @@ import pytest
 
 from stepd.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound
 from stepd.rules import AdamW
-from stepd.rules.base import Array
 from stepd.v1 import round_pb2, shard_pb2
 from stepd_server.shard import pulling
+from stepd_server.shard.pulling import Pulling
 
 from .shard_bench import BLOCK, Fleet, apply, arrays, chunks, member, run
 
@@ -66,12 +66,12 @@ def test_readers_of_one_version_share_its_messages(tmp_path: Path, monkeypatch: 
     """And never see another version's, nor do messages stay when nobody reads."""
     encoded = []
 
-    def encode(start: int, content: Array) -> bytes:
+    def encode(shard: Pulling, request: shard_pb2.PullRequest, start: int, stop: int) -> bytes:
         encoded.append(start)
-        return real(start, content)
+        return real(shard, request, start, stop)
 
-    real = pulling._encoded
-    monkeypatch.setattr(pulling, "_encoded", encode)
+    real = Pulling._encoded
+    monkeypatch.setattr(Pulling, "_encoded", encode)
     monkeypatch.setattr(pulling, "CHUNK_BYTES", 64)
     monkeypatch.setattr(pulling, "MESSAGES_KEPT", kept)
 
