@@ -93,7 +93,8 @@ class Scenario:
         return self.fixed and not self.leaves
 
     def undisturbed(self) -> Scenario:
-        return replace(self, faults=(), late=())
+        """Nothing goes wrong, and there is but one shard."""
+        return replace(self, faults=(), late=(), shards=1)
 
     def describe(self) -> str:
         faults = "\n".join(f"    {fault}" for fault in self.faults)
@@ -155,5 +156,10 @@ def _faults(rng: random.Random, shards: int, workers: int, target: int, *, fixed
         # Whoever dies for good must not be missed: in a fixed run, and the first worker, everybody returns.
         if kind == "kill" and host.startswith("worker") and host != "worker-0" and not fixed and rng.random() < 0.5:
             seconds = -1.0
-        faults.append(Fault(rng.randrange(messages), kind, host, seconds, rng.randint(1, 12) if kind == "die" else 0))
+        faults.append(Fault(rng.randrange(messages), kind, host, seconds, _stores(rng, host) if kind == "die" else 0))
     return tuple(sorted(faults, key=lambda fault: fault.at))
+
+
+def _stores(rng: random.Random, host: str) -> int:
+    """Over several steps of a shard; the coordinator has few."""
+    return rng.randint(1, 200 if host.startswith("shard") and rng.random() < 0.6 else 20)
