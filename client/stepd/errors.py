@@ -204,7 +204,7 @@ ERROR_TABLE: Final[dict[str, type[StepdError]]] = {
     "RUN_NOT_STARTED": FailedPrecondition,  # its initial parameters are not all loaded
     "RUN_DIFFERS": FailedPrecondition,  # exist_ok, but the run has other parameters
     "RUN_LOST": FailedPrecondition,  # a shard lost its part of the run
-    "NOT_A_MEMBER": FailedPrecondition,  # the membership has ended or its lease ran out
+    "NOT_A_MEMBER": FailedPrecondition,  # the membership has ended and cannot be had back; the message says why
     "RATE_FIXED": FailedPrecondition,  # the schedule gives a rate that does not depend on the group's
     "NO_AVERAGE": FailedPrecondition,  # averages were asked for, and neither the run nor its rules keep any
     "TRANSPORT_UNAVAILABLE": FailedPrecondition,
@@ -219,6 +219,7 @@ ERROR_TABLE: Final[dict[str, type[StepdError]]] = {
     "VERSION_PASSED": Aborted,  # the version asked for has been overwritten; the details hold the present one
     "UNAVAILABLE": Unavailable,
     "FLEET_INCOMPLETE": Unavailable,  # shards have yet to register
+    "PLACE_HELD": Unavailable,  # by a worker that may be dead: its lease has yet to run out, or it to be heard of
     "GROUP_PENDING": Unavailable,  # another group is being added to the run
     "RUN_RECOVERING": Unavailable,  # a shard of the run is away
     "DEADLINE_EXCEEDED": DeadlineExceeded,

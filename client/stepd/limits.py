@@ -38,6 +38,12 @@ GROUPS_MAX: Final = 1024
 RUNS_MAX: Final = 1024
 SHARDS_MAX: Final = 1024
 WORKERS_MAX: Final = 65_536
+# Memberships that a place remembers to have been taken over from, so that a late repeat of an old join does not take it
+# back; and empty places that a run can name when it waits for workers.
+REPLACED_MAX: Final = 8
+GONE_MAX: Final = 64
+# Changes of a run that it remembers to have made: so many by others may come between a change and its repeat.
+CHANGES_MAX: Final = 256
 
 # --- Time (seconds) ---------------------------------------------------------------------------------------------
 

@@ -58,16 +58,19 @@ def test_who_joins_in_the_middle_of_a_round_begins_with_what_it_ends_with(client
             assert at_once(lambda rank: (first, second, third)[rank].step(grads).step, 3) == [2, 2, 2]
 
 
-def test_a_full_run_and_a_taken_rank_are_told(client: stepd.Client, name: str) -> None:
+def test_a_rank_is_taken_over_by_who_comes_with_it_and_a_full_run_is_told(client: stepd.Client, name: str) -> None:
     run = client.create_run(name, {"w": np.zeros(4, F4)}, optimizer=stepd.SGD(lr=1.0), sync=stepd.Sync(workers=2))
-    with run.join(1):
-        with pytest.raises(stepd.FailedPrecondition) as taken:
-            run.join(1)
-        assert taken.value.reason == "RANK_TAKEN"
-        with run.join() as other:
+    older = run.join(1, lease=1.0)
+    with run.join(1, lease=1.0) as newer:
+        assert newer.rank == 1
+        with pytest.raises(stepd.FailedPrecondition, match="came later with the same rank") as caught:
+            older.step({"w": np.ones(4, F4)})
+        assert caught.value.reason == "NOT_A_MEMBER"
+        with run.join(lease=1.0) as other:
             assert other.rank == 0
+            # Told once both have been heard of: before that, one of them might be dead.
             with pytest.raises(stepd.FailedPrecondition) as full:
-                run.join()
+                run.join(lease=1.0)
             assert full.value.reason == "RUN_FULL"
 
 

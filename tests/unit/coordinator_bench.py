@@ -116,6 +116,12 @@ class FakeShard(shard_control_pb2_grpc.ShardControlServicer):
             self.groups[request.run] = len(staged.prepared.spec.groups)
         return control.SettleExtensionResponse()
 
+    async def HoldState(self, request: control.HoldStateRequest, _: Any) -> control.HoldStateResponse:
+        return control.HoldStateResponse()
+
+    async def CommitState(self, request: control.CommitStateRequest, _: Any) -> control.CommitStateResponse:
+        return control.CommitStateResponse()
+
     async def DropRun(self, request: control.DropRunRequest, _: Any) -> control.DropRunResponse:
         self.held.pop(request.run, None)
         return control.DropRunResponse()

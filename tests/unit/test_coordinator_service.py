@@ -24,7 +24,7 @@ def test_a_run_goes_from_step_to_step(tmp_path: Path) -> None:
         await fleet.join("a")
         waiting = await fleet.state()
         assert waiting.status == pb.RUN_STATUS_WAITING
-        assert waiting.problem == "waits for 1 more worker, has 1"
+        assert waiting.problem == "waits for 1 more worker, has 1: nobody has joined with rank 1"
         await fleet.join("b")
         fleet.allow(5)
         state = await fleet.until(lambda state: state.step == 5)

@@ -10,6 +10,7 @@ import pytest
 
 from stepd.v1 import run_pb2, shard_control_pb2
 from stepd_server.coordinator import convert
+from stepd_server.coordinator.events import RecordAttempt
 from stepd_server.coordinator.slots import Slots, frame, unframe, write_whole
 from stepd_server.coordinator.store import Damaged, RunRecord, Store
 from stepd_server.coordinator.vocabulary import Decision, GroupRates, Member, Nonfinite, Outcome, RoundId
@@ -84,13 +85,17 @@ def test_a_run_is_found_again_with_where_it_stands(tmp_path: Path) -> None:
 
 def test_no_attempt_is_given_away_twice(tmp_path: Path) -> None:
     run = Store(tmp_path).create(record())
-    assert run.next_attempt() == 1  # attempt 0 is not written down: it may have been told
-    run.write_attempt(RoundId(0, 1))
-    assert run.next_attempt() == 2
+    assert run.next_attempt().id == RoundId(0, 1)  # attempt 0 is not written down: it may have been told
+    run.write_attempt(RecordAttempt(RoundId(0, 1)))
+    assert run.next_attempt().id == RoundId(0, 2)
     run.write_decision(decided(0, 1))
-    assert run.next_attempt() == 1
-    run.write_attempt(RoundId(1, 6))
-    assert Store(tmp_path).run("digits").next_attempt() == 7
+    assert run.next_attempt().id == RoundId(1, 1)
+    left_out = Member("b", 3, 1)
+    run.write_attempt(RecordAttempt(RoundId(1, 6), (left_out,), (Nonfinite(left_out, 7),)))
+    after = RecordAttempt(RoundId(1, 7), (left_out,), (Nonfinite(left_out, 7),))
+    assert Store(tmp_path).run("digits").next_attempt() == after
+    run.write_decision(decided(1, 6))
+    assert run.next_attempt() == RecordAttempt(RoundId(2, 1))
 
 
 def test_a_deleted_run_is_remembered_until_forgotten(tmp_path: Path) -> None:

@@ -144,6 +144,17 @@ def test_contributions_are_counted_by_worker_for_as_long_as_it_is_a_member() -> 
     assert not tally.workers[1].contributions
 
 
+def test_who_was_there_before_is_counted_and_so_is_what_comes_again() -> None:
+    tally = Tally(step=10, members=(ANN, BOB))
+    tally.decided(decision(10, 11, members=(ANN,), quarantined=(BOB,)), 0)
+    tally.repeated(0, {("ann", 1): 2, ("bob", 1): 9, ("x", 1): 1})  # bob's of an older incarnation
+    tally.repeated(1, {("ann", 1): 3})
+    tally.repeated(1, {("ann", 1): 1})  # it was started again
+    assert tally.counts_of(ANN) == {"accepted": 1, "duplicate": 3}
+    assert tally.counts_of(BOB) == {"quarantined": 1}
+    assert tally.counts_of(Member("ann", 7, 0)) == {}
+
+
 def test_lag_is_in_steps_since_the_last_contribution_or_the_join() -> None:
     tally = Tally(step=10)
     tally.take_in(MemberJoined(ANN), 0)

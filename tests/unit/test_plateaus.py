@@ -16,9 +16,10 @@ from stepd.rules import SGD
 from stepd.schedules import Constant, ReduceOnPlateau
 from stepd.v1 import coordinator_pb2 as pb
 from stepd_server.coordinator.decision import rates
-from stepd_server.coordinator.membership import Membership, Seat
+from stepd_server.coordinator.membership import Membership
 from stepd_server.coordinator.plateaus import Plateaus
 from stepd_server.coordinator.policy import Synchronous
+from stepd_server.coordinator.seats import Seat
 
 from .coordinator_bench import Fleet, digits, play, refused
 
@@ -107,7 +108,7 @@ def test_of_several_workers_the_lowest_rank_that_tells_something_counts() -> Non
     assert not membership.observe(a, [], 0)
     assert list(membership.observe(a, [5.0], 0)) == [5.0]
     assert not membership.observe(b, [6.0], 6)
-    membership.leave(a.member)
+    membership.leave(a.member, 0.0)
     assert list(membership.observe(b, [7.0], 7)) == [7.0]
 
 

@@ -28,8 +28,22 @@ RUN_STATUS_TRAINING: RunStatus
 RUN_STATUS_RECOVERING: RunStatus
 RUN_STATUS_LOST: RunStatus
 
+class ContributionCounts(_message.Message):
+    __slots__ = ("accepted", "duplicate", "late", "stale", "quarantined")
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    DUPLICATE_FIELD_NUMBER: _ClassVar[int]
+    LATE_FIELD_NUMBER: _ClassVar[int]
+    STALE_FIELD_NUMBER: _ClassVar[int]
+    QUARANTINED_FIELD_NUMBER: _ClassVar[int]
+    accepted: int
+    duplicate: int
+    late: int
+    stale: int
+    quarantined: int
+    def __init__(self, accepted: _Optional[int] = ..., duplicate: _Optional[int] = ..., late: _Optional[int] = ..., stale: _Optional[int] = ..., quarantined: _Optional[int] = ...) -> None: ...
+
 class WorkerState(_message.Message):
-    __slots__ = ("member", "joined_at", "metrics")
+    __slots__ = ("member", "joined_at", "metrics", "awaited", "silent", "lease", "contributions")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -40,13 +54,33 @@ class WorkerState(_message.Message):
     MEMBER_FIELD_NUMBER: _ClassVar[int]
     JOINED_AT_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
+    AWAITED_FIELD_NUMBER: _ClassVar[int]
+    SILENT_FIELD_NUMBER: _ClassVar[int]
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    CONTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
     member: _round_pb2.Member
     joined_at: _timestamp_pb2.Timestamp
     metrics: _containers.ScalarMap[str, float]
-    def __init__(self, member: _Optional[_Union[_round_pb2.Member, _Mapping]] = ..., joined_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., metrics: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    awaited: _duration_pb2.Duration
+    silent: _duration_pb2.Duration
+    lease: _duration_pb2.Duration
+    contributions: ContributionCounts
+    def __init__(self, member: _Optional[_Union[_round_pb2.Member, _Mapping]] = ..., joined_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., awaited: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., silent: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., lease: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., contributions: _Optional[_Union[ContributionCounts, _Mapping]] = ...) -> None: ...
+
+class MissingWorker(_message.Message):
+    __slots__ = ("member", "rank", "since", "why")
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    member: _round_pb2.Member
+    rank: int
+    since: _duration_pb2.Duration
+    why: str
+    def __init__(self, member: _Optional[_Union[_round_pb2.Member, _Mapping]] = ..., rank: _Optional[int] = ..., since: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., why: _Optional[str] = ...) -> None: ...
 
 class RunState(_message.Message):
-    __slots__ = ("spec", "status", "step", "round", "rates", "workers", "bytes", "created_at", "last_decision", "problem")
+    __slots__ = ("spec", "status", "step", "round", "rates", "workers", "bytes", "created_at", "last_decision", "problem", "run_id", "missing")
     SPEC_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
@@ -57,6 +91,8 @@ class RunState(_message.Message):
     CREATED_AT_FIELD_NUMBER: _ClassVar[int]
     LAST_DECISION_FIELD_NUMBER: _ClassVar[int]
     PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
     spec: _run_pb2.RunSpec
     status: RunStatus
     step: int
@@ -67,7 +103,9 @@ class RunState(_message.Message):
     created_at: _timestamp_pb2.Timestamp
     last_decision: _round_pb2.Decision
     problem: str
-    def __init__(self, spec: _Optional[_Union[_run_pb2.RunSpec, _Mapping]] = ..., status: _Optional[_Union[RunStatus, str]] = ..., step: _Optional[int] = ..., round: _Optional[_Union[_round_pb2.RoundId, _Mapping]] = ..., rates: _Optional[_Iterable[float]] = ..., workers: _Optional[_Iterable[_Union[WorkerState, _Mapping]]] = ..., bytes: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_decision: _Optional[_Union[_round_pb2.Decision, _Mapping]] = ..., problem: _Optional[str] = ...) -> None: ...
+    run_id: str
+    missing: _containers.RepeatedCompositeFieldContainer[MissingWorker]
+    def __init__(self, spec: _Optional[_Union[_run_pb2.RunSpec, _Mapping]] = ..., status: _Optional[_Union[RunStatus, str]] = ..., step: _Optional[int] = ..., round: _Optional[_Union[_round_pb2.RoundId, _Mapping]] = ..., rates: _Optional[_Iterable[float]] = ..., workers: _Optional[_Iterable[_Union[WorkerState, _Mapping]]] = ..., bytes: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_decision: _Optional[_Union[_round_pb2.Decision, _Mapping]] = ..., problem: _Optional[str] = ..., run_id: _Optional[str] = ..., missing: _Optional[_Iterable[_Union[MissingWorker, _Mapping]]] = ...) -> None: ...
 
 class CreateRunRequest(_message.Message):
     __slots__ = ("request_id", "spec")
@@ -86,10 +124,12 @@ class CreateRunResponse(_message.Message):
     def __init__(self, run: _Optional[_Union[RunState, _Mapping]] = ..., layout: _Optional[_Union[_run_pb2.Layout, _Mapping]] = ...) -> None: ...
 
 class StartRunRequest(_message.Message):
-    __slots__ = ("run",)
+    __slots__ = ("run", "run_id")
     RUN_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
     run: str
-    def __init__(self, run: _Optional[str] = ...) -> None: ...
+    run_id: str
+    def __init__(self, run: _Optional[str] = ..., run_id: _Optional[str] = ...) -> None: ...
 
 class StartRunResponse(_message.Message):
     __slots__ = ("run",)
@@ -130,20 +170,22 @@ class RateChange(_message.Message):
     def __init__(self, lr: _Optional[float] = ..., group: _Optional[int] = ...) -> None: ...
 
 class UpdateRunRequest(_message.Message):
-    __slots__ = ("run", "clip", "sync", "schedule", "rate", "drop_clip")
+    __slots__ = ("run", "clip", "sync", "schedule", "rate", "drop_clip", "request_id")
     RUN_FIELD_NUMBER: _ClassVar[int]
     CLIP_FIELD_NUMBER: _ClassVar[int]
     SYNC_FIELD_NUMBER: _ClassVar[int]
     SCHEDULE_FIELD_NUMBER: _ClassVar[int]
     RATE_FIELD_NUMBER: _ClassVar[int]
     DROP_CLIP_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     run: str
     clip: _run_pb2.ClipSpec
     sync: _run_pb2.SyncSpec
     schedule: _run_pb2.ScheduleSpec
     rate: RateChange
     drop_clip: bool
-    def __init__(self, run: _Optional[str] = ..., clip: _Optional[_Union[_run_pb2.ClipSpec, _Mapping]] = ..., sync: _Optional[_Union[_run_pb2.SyncSpec, _Mapping]] = ..., schedule: _Optional[_Union[_run_pb2.ScheduleSpec, _Mapping]] = ..., rate: _Optional[_Union[RateChange, _Mapping]] = ..., drop_clip: bool = ...) -> None: ...
+    request_id: str
+    def __init__(self, run: _Optional[str] = ..., clip: _Optional[_Union[_run_pb2.ClipSpec, _Mapping]] = ..., sync: _Optional[_Union[_run_pb2.SyncSpec, _Mapping]] = ..., schedule: _Optional[_Union[_run_pb2.ScheduleSpec, _Mapping]] = ..., rate: _Optional[_Union[RateChange, _Mapping]] = ..., drop_clip: bool = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class UpdateRunResponse(_message.Message):
     __slots__ = ("run",)
@@ -217,10 +259,12 @@ class LoadStateResponse(_message.Message):
     def __init__(self, run: _Optional[_Union[RunState, _Mapping]] = ...) -> None: ...
 
 class DeleteRunRequest(_message.Message):
-    __slots__ = ("run",)
+    __slots__ = ("run", "run_id")
     RUN_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
     run: str
-    def __init__(self, run: _Optional[str] = ...) -> None: ...
+    run_id: str
+    def __init__(self, run: _Optional[str] = ..., run_id: _Optional[str] = ...) -> None: ...
 
 class DeleteRunResponse(_message.Message):
     __slots__ = ()
@@ -250,18 +294,20 @@ class WatchRunResponse(_message.Message):
     def __init__(self, decision: _Optional[_Union[_round_pb2.Decision, _Mapping]] = ..., decided_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., metrics: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class JoinRunRequest(_message.Message):
-    __slots__ = ("request_id", "run", "rank", "name", "lease")
+    __slots__ = ("request_id", "run", "rank", "name", "lease", "again")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
+    AGAIN_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     run: str
     rank: int
     name: str
     lease: _duration_pb2.Duration
-    def __init__(self, request_id: _Optional[str] = ..., run: _Optional[str] = ..., rank: _Optional[int] = ..., name: _Optional[str] = ..., lease: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    again: _round_pb2.Member
+    def __init__(self, request_id: _Optional[str] = ..., run: _Optional[str] = ..., rank: _Optional[int] = ..., name: _Optional[str] = ..., lease: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., again: _Optional[_Union[_round_pb2.Member, _Mapping]] = ...) -> None: ...
 
 class JoinRunResponse(_message.Message):
     __slots__ = ("member", "run", "layout")
@@ -341,20 +387,32 @@ class GetFleetResponse(_message.Message):
     def __init__(self, shards: _Optional[_Iterable[_Union[ShardState, _Mapping]]] = ..., runs: _Optional[int] = ..., version: _Optional[str] = ...) -> None: ...
 
 class HeldRun(_message.Message):
-    __slots__ = ("run", "run_id", "round", "step", "torn", "layout_version")
+    __slots__ = ("run", "run_id", "round", "step", "torn", "layout_version", "repeated_contributions")
     RUN_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     TORN_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    REPEATED_CONTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
     run: str
     run_id: str
     round: int
     step: int
     torn: bool
     layout_version: int
-    def __init__(self, run: _Optional[str] = ..., run_id: _Optional[str] = ..., round: _Optional[int] = ..., step: _Optional[int] = ..., torn: bool = ..., layout_version: _Optional[int] = ...) -> None: ...
+    repeated_contributions: _containers.RepeatedCompositeFieldContainer[RepeatedContributions]
+    def __init__(self, run: _Optional[str] = ..., run_id: _Optional[str] = ..., round: _Optional[int] = ..., step: _Optional[int] = ..., torn: bool = ..., layout_version: _Optional[int] = ..., repeated_contributions: _Optional[_Iterable[_Union[RepeatedContributions, _Mapping]]] = ...) -> None: ...
+
+class RepeatedContributions(_message.Message):
+    __slots__ = ("worker", "incarnation", "count")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    worker: str
+    incarnation: int
+    count: int
+    def __init__(self, worker: _Optional[str] = ..., incarnation: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
 
 class RegisterShardRequest(_message.Message):
     __slots__ = ("index", "target", "instance", "pid", "runs")

@@ -120,7 +120,8 @@ class CoordinatorServicer(object):
 
     def CreateRun(self, request, context):
         """Lays a run out over the shards. The run waits for its initial parameters (Shard.LoadParameters), then StartRun.
-        ALREADY_EXISTS if the name is taken. May be repeated with the same request_id.
+        ALREADY_EXISTS if the name is taken. May be repeated with the same request_id, and is to be while parameters are on
+        their way: a run that is not heard of for two minutes before it is started is dropped.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -146,7 +147,7 @@ class CoordinatorServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UpdateRun(self, request, context):
-        """Changes what may change on a live run; takes effect with the next decision.
+        """Changes what may change on a live run; takes effect with the next decision. May be repeated with the same request_id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -155,7 +156,8 @@ class CoordinatorServicer(object):
     def AddGroup(self, request, context):
         """Lays a further group out over the shards of a live run, beside what is there. Nothing changes for workers yet: the
         caller loads the new parameters (Shard.LoadParameters), then CommitGroup. One group at a time: UNAVAILABLE
-        (GROUP_PENDING) while another is being added. May be repeated with the same request_id.
+        (GROUP_PENDING) while another is being added. May be repeated with the same request_id, and is to be while parameters
+        are on their way: a group that is not heard of for two minutes gives way to another.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -179,7 +181,8 @@ class CoordinatorServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteRun(self, request, context):
-        """Ends a run and frees its memory. Workers in it get NOT_FOUND.
+        """Ends a run and frees its memory. Workers in it get NOT_FOUND. May be repeated with the same run_id: NOT_FOUND then
+        says that it is done.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -194,16 +197,19 @@ class CoordinatorServicer(object):
 
     def JoinRun(self, request, context):
         """Makes a worker a member. May be repeated with the same request_id.
-        FAILED_PRECONDITION (RUN_FULL, RANK_TAKEN) if there is no place, RUN_NOT_STARTED or RUN_LOST if there are no rounds.
+        A place that belongs to the caller (its name, or its rank if neither it nor who has the rank gives a name) is taken
+        over at once under a new incarnation; what the older one still sends is refused with NOT_A_MEMBER.
+        FAILED_PRECONDITION (RUN_FULL, RANK_TAKEN) if others have the places and all of them have been heard of since the
+        first such request; until then, as one of them may be dead, UNAVAILABLE (PLACE_HELD): ask again with the same
+        request_id. RUN_NOT_STARTED or RUN_LOST if there are no rounds.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RenewLease(self, request, context):
-        """Keeps a membership alive and takes the worker's metrics. FAILED_PRECONDITION (NOT_A_MEMBER) once it has ended,
-        be it that the lease has run out or that the coordinator has restarted: join again; RUN_LOST if the run cannot
-        go on.
+        """Keeps a membership alive and takes the worker's metrics. FAILED_PRECONDITION (NOT_A_MEMBER) once it has ended: join
+        again (JoinRunRequest.again). Memberships outlive the coordinator's process. RUN_LOST if the run cannot go on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -42,6 +42,10 @@ class Attempt:
         """Whether the member's contribution has arrived on all shards."""
         return all(member in self.arrived[shard] for shard in shards)
 
+    def awaited(self, shards: Iterable[int]) -> tuple[Member, ...]:
+        """Whose contribution is not whole on all shards."""
+        return tuple(member for member in self.members if not self.is_whole(member, shards))
+
     def is_gathered(self, shards: Iterable[int]) -> bool:
         return all(shard in self.sums for shard in shards)
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from stepd import specs
 from stepd.v1 import round_pb2, run_pb2, shard_control_pb2
-from stepd_server.coordinator.events import Gather
+from stepd_server.coordinator.events import Gather, RecordAttempt
 from stepd_server.coordinator.vocabulary import (
     Decision,
     GroupRates,
@@ -123,6 +123,23 @@ def decision_from_proto(message: round_pb2.Decision) -> Decision:
         nonfinite=_nonfinite_from_proto(message.nonfinite),
         quarantined=tuple(map(member_from_proto, message.quarantined)),
         norms=tuple(TensorNorms(norms.parameter, norms.first, norms.second) for norms in message.norms),
+    )
+
+
+def attempt_to_proto(attempt: RecordAttempt) -> round_pb2.Decision:
+    """As the beginning of the decision that may come of it."""
+    return round_pb2.Decision(
+        id=id_to_proto(attempt.id),
+        nonfinite=_nonfinite_to_proto(attempt.nonfinite),
+        quarantined=map(member_to_proto, attempt.left_out),
+    )
+
+
+def attempt_from_proto(message: round_pb2.Decision) -> RecordAttempt:
+    return RecordAttempt(
+        id_from_proto(message.id),
+        tuple(map(member_from_proto, message.quarantined)),
+        _nonfinite_from_proto(message.nonfinite),
     )
 
 

@@ -41,11 +41,14 @@ class Extending:
     async def add(self, run: Run, request: coordinator_pb2.AddGroupRequest) -> coordinator_pb2.AddGroupResponse:
         """Have all shards take memory for a group; undone if one cannot."""
         run.check_going()
-        if run.record.extension == request.request_id:
+        if request.request_id in run.record.changes:
             return coordinator_pb2.AddGroupResponse(spec=run.record.prepared.spec, layout=run.layout)
         self.check_free(run, request.request_id)
         self._fleet.check_complete()
-        extension = extension_of(request, run.spec, run.record.prepared.layout, self._lay_out, self._steady())
+        extension = self._pending.get(run.record.run_id)
+        if extension is None or extension.id != request.request_id:
+            extension = extension_of(request, run.spec, run.record.prepared.layout, self._lay_out, self._steady())
+        extension = dataclasses.replace(extension, since=self._steady())
         prepared = shard_control_pb2.PrepareRunRequest(
             run_id=run.record.run_id,
             spec=specs.run_to_proto(extension.spec(run.spec)),
@@ -72,7 +75,7 @@ class Extending:
 
     async def commit(self, run: Run, request_id: str) -> None:
         """Make the group part of the run."""
-        if run.record.extension == request_id:
+        if request_id in run.record.changes:
             return
         pending = self._pending.get(run.record.run_id)
         if pending is None or pending.id != request_id:

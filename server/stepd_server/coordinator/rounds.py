@@ -167,9 +167,10 @@ class Rounds:
         first = self.id.round + 1 if member in self._left_out else self._since.get(member, 0)
         return self.id if first <= self.id.round else RoundId(first, 0)
 
-    def takes_part(self, member: Member) -> bool:
-        """Whether the attempt that is gathered now counts on the member."""
-        return self._attempt is not None and member in self._attempt.members
+    @property
+    def awaited(self) -> tuple[Member, ...]:
+        """Whose contribution is not whole on every shard."""
+        return self._attempt.awaited(self._all) if self._attempt else ()
 
     def __repr__(self) -> str:
         """Everything that matters, in one line."""

@@ -2,87 +2,51 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
-from collections.abc import AsyncIterator, Callable, Container, Sequence
+from collections.abc import AsyncIterator, Container, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from itertools import count
-from typing import Final
-
-from google.protobuf.timestamp_pb2 import Timestamp
+from typing import Any, Final
 
 from stepd import specs
 from stepd.definitions import RunSpec
-from stepd.errors import FailedPrecondition, NotFound
+from stepd.errors import NotFound, ResourceExhausted, Unavailable
 from stepd.v1 import coordinator_pb2, run_pb2, shard_control_pb2
-from stepd_server.coordinator import convert, decision, events
+from stepd_server.coordinator import convert, events, places
 from stepd_server.coordinator.changes import changed, with_state
 from stepd_server.coordinator.driver import Driver
 from stepd_server.coordinator.extension import Extension
 from stepd_server.coordinator.fleet import Fleet
-from stepd_server.coordinator.membership import Membership, Seat, check_metrics
-from stepd_server.coordinator.plateaus import Plateaus
+from stepd_server.coordinator.membership import Membership, check_metrics
+from stepd_server.coordinator.picture import Clocks, RunPicture
 from stepd_server.coordinator.policy import policy_of
 from stepd_server.coordinator.rounds import Rounds
-from stepd_server.coordinator.store import RunRecord, RunStore
-from stepd_server.coordinator.tally import Tally
-from stepd_server.coordinator.vocabulary import Decision, Member, Phase, RoundId
+from stepd_server.coordinator.seats import Seat
+from stepd_server.coordinator.store import Observed, RunRecord, RunStore
+from stepd_server.coordinator.vocabulary import Decision, Member, RoundId
 from stepd_server.coordinator.watch import Reports, Watchers
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Clocks:
-    """Attributes:
-    steady: seconds that only grow, for leases.
-    wall: seconds since the epoch, for people.
-    """
-
-    steady: Callable[[], float]
-    wall: Callable[[], float]
-
-
-class Run:
+class Run(RunPicture):
     """A run, loading or started.
 
     Attributes:
-        record: what it is; kept in its file.
         loading_since: on the steady clock; until when its parameters may be awaited is counted from here.
-        tally: what its rounds add up to, for metrics.
     """
 
     def __init__(
         self, record: RunRecord, store: RunStore, fleet: Fleet, incarnations: count[int], clocks: Clocks
     ) -> None:
-        self.record = record
+        seats = _recorded_seats(store, clocks.steady())
+        super().__init__(record, store, fleet, Membership(record.name, incarnations, seats), clocks)
         self.loading_since = clocks.steady()
-        self.tally: Final = Tally(store.last_decision.step if store.last_decision else 0)
-        self._spec: RunSpec = specs.run_from_proto(record.prepared.spec)
-        self._store = store
-        self._plateaus = Plateaus(self._spec, store.plateaus)
-        self._fleet = fleet
-        self._clocks = clocks
-        self._membership = Membership(record.name, incarnations)
         self._driver: Final = Driver(record.name, len(self._spec.groups), fleet, self.tell)
-        self._rounds: Rounds | None = None
         self._watchers = Watchers()
         self._reports = Reports()
-        # Why nothing goes on though the rounds would; empty: it does.
-        self._broken = ""
-
-    @property
-    def name(self) -> str:
-        return self.record.name
-
-    @property
-    def spec(self) -> RunSpec:
-        return self._spec
-
-    @property
-    def started(self) -> bool:
-        return self._rounds is not None
 
     # --- Life -----------------------------------------------------------------------------------------------------
 
@@ -93,15 +57,22 @@ class Run:
         self._rounds = Rounds(len(self._fleet.shards), self._plateaus.in_effect, away=away, layout=self._layout_version)
 
     def restore(self) -> None:
-        """Take it up where an earlier coordinator left it: without members; shards have yet to say where they stand."""
+        """Take it up where an earlier coordinator left it: with its members, whose leases begin anew.
+
+        Shards have yet to say where they stand. The round in hand becomes the next attempt.
+        """
+        attempt = self._store.next_attempt()
         self._rounds = Rounds(
             len(self._fleet.shards),
             self._plateaus.in_effect,
             last=self._store.last_decision,
-            attempt=self._store.next_attempt(),
+            attempt=attempt.id.attempt,
             away=range(len(self._fleet.shards)),
             layout=self._layout_version,
             state_loaded=bool(self.record.state_id),
+            members={seat.member: seat.first_round for seat in self._membership.seats},
+            left_out=attempt.left_out,
+            nonfinite=attempt.nonfinite,
         )
 
     def set_bytes(self, total: int) -> None:
@@ -115,7 +86,13 @@ class Run:
         await self._driver.stop()
 
     def _write(self, record: RunRecord) -> None:
-        self._store.write_record(record)
+        try:
+            self._store.write_record(record)
+        except OSError as error:
+            raise ResourceExhausted(
+                f"run {self.name!r}: the coordinator cannot write down what it is to be: {error.strerror}",
+                run=self.name,
+            ) from error
         self.record = record
 
     # --- Rounds ---------------------------------------------------------------------------------------------------
@@ -136,6 +113,7 @@ class Run:
     def _perform(self, action: events.Action) -> None:
         match action:
             case events.Gather():
+                self._gathering_since = self._clocks.steady()
                 self._driver.gather(action)
             case events.Measure():
                 self._driver.measure(action)
@@ -146,8 +124,8 @@ class Run:
                 self._driver.finish(action)
                 if len(action.shards) == len(self._fleet.shards):
                     self._publish(action.decision)
-            case events.RecordAttempt(id_):
-                self._store.write_attempt(id_)
+            case events.RecordAttempt():
+                self._store.write_attempt(action)
             case events.Commit():
                 self._driver.commit(action, self.record.state_id, self.record.prepared.spec.groups)
             case events.Lost(problem):
@@ -157,7 +135,7 @@ class Run:
         self._watchers.publish(
             coordinator_pb2.WatchRunResponse(
                 decision=convert.decision_for_readers(decided),
-                decided_at=timestamp(self._clocks.wall()),
+                decided_at=places.timestamp(self._clocks.wall()),
                 metrics=self._reports.take_means(),
             )
         )
@@ -178,9 +156,10 @@ class Run:
 
     # --- Members --------------------------------------------------------------------------------------------------
 
-    def join(self, request_id: str, name: str, rank: int | None, lease: float) -> Seat:
-        self._going_rounds()
-        seat, new = self._membership.join(
+    def join(self, request_id: str, name: str, rank: int | None, lease: float, again: Member | None = None) -> Seat:
+        """Give a worker a place; it is on file when this returns."""
+        rounds = self._going_rounds()
+        seat, old, new = self._membership.join(
             policy_of(self._spec.sync),
             name=name,
             rank=rank,
@@ -188,11 +167,30 @@ class Run:
             request_id=request_id,
             now=self._clocks.steady(),
             joined_at=self._clocks.wall(),
+            again=again,
         )
         if new:
             logger.info("run %r: %s joins with rank %d", self.name, seat.member, seat.member.rank)
             self.tell(events.MemberJoined(seat.member))
+            seat.first_round = rounds.first_round_of(seat.member).round
+            try:
+                self._store.write_member(seat)
+            except OSError as error:
+                self._membership.leave(seat.member, self._clocks.steady())
+                self.tell(events.MemberLost(seat.member))
+                raise ResourceExhausted(
+                    f"run {self.name!r}: the coordinator cannot write down who joins: {error.strerror}", run=self.name
+                ) from error
+        if old is not None:
+            self._forget(old.member)
         return seat
+
+    def _forget(self, member: Member) -> None:
+        try:
+            self._store.remove_member(member.incarnation)
+        except OSError as error:
+            # A coordinator that starts again would wait for it as long as its lease.
+            logger.warning("run %r: cannot remove the record of %s: %s", self.name, member, error)
 
     def renew(
         self, member: Member, metrics: dict[str, float], observed: Sequence[float] = (), observed_before: int = 0
@@ -210,46 +208,67 @@ class Run:
         check_metrics({**seat.metrics, **metrics})
         seat.metrics |= metrics
         self._reports.add(member.worker, metrics)
-        new = self._membership.observe(seat, observed, observed_before)
-        if self._plateaus.observe(new):
-            self._store.write_plateaus(self._plateaus.to_bytes())
-            self.tell(events.PolicyChanged(self._plateaus.in_effect))
+        self._observe(seat, observed, observed_before)
         return rounds.first_round_of(member)
 
+    def _observe(self, seat: Seat, observed: Sequence[float], observed_before: int) -> None:
+        before = seat.observed
+        plateaus = copy.copy(self._plateaus)
+        if not plateaus.observe(self._membership.observe(seat, observed, observed_before)):
+            return
+        # In one file: what has come of reports, and how many have been counted.
+        counts = {each.member.incarnation: each.observed for each in self._membership.seats if each.observed}
+        try:
+            self._store.write_observed(Observed(self.record.revision, plateaus.to_bytes().decode(), counts))
+        except OSError as error:
+            seat.observed = before  # they come again
+            raise Unavailable(
+                f"run {self.name!r}: the coordinator cannot write down what was reported: {error.strerror}",
+                run=self.name,
+            ) from error
+        self._plateaus = plateaus
+        self.tell(events.PolicyChanged(plateaus.in_effect))
+
     def leave(self, member: Member, contributed: RoundId | None) -> None:
-        if self._membership.leave(member):
+        if self._membership.leave(member, self._clocks.steady()):
             logger.info("run %r: %s leaves", self.name, member)
+            self._forget(member)
             self.tell(events.MemberLeft(member, contributed))
 
     def expire_leases(self) -> None:
         for member in self._membership.expire(self._clocks.steady()):
             logger.info("run %r: the lease of %s has run out", self.name, member)
+            self._forget(member)
             self.tell(events.MemberLost(member))
 
-    def check_going(self) -> None:
-        """Raise unless it has started and is not lost."""
-        self._going_rounds()
-
-    def _going_rounds(self) -> Rounds:
-        if self._rounds is None:
-            raise FailedPrecondition(
-                f"run {self.name!r} has not started: its initial parameters are not all loaded",
-                reason="RUN_NOT_STARTED",
-                run=self.name,
-            )
-        if self.status == coordinator_pb2.RUN_STATUS_LOST:
-            raise FailedPrecondition(f"run {self.name!r} is lost: {self.problem}", reason="RUN_LOST", run=self.name)
-        return self._rounds
+    def count_repeated(self, shard: int, held: coordinator_pb2.HeldRun) -> None:
+        """Take in how often contributions came again to a shard."""
+        if held.run_id == self.record.run_id:
+            counts = {(one.worker, one.incarnation): one.count for one in held.repeated_contributions}
+            self.tally.repeated(shard, counts)
 
     # --- Owner ----------------------------------------------------------------------------------------------------
 
     def update(self, request: coordinator_pb2.UpdateRunRequest) -> None:
+        if request.request_id in self.record.changes:
+            return  # a repeat; others may have changed the run since
         message, spec = changed(self.record.prepared.spec, request, step=self.step, members=len(self._membership))
-        self._write(dataclasses.replace(self.record, prepared=self._prepared_with(message)))
-        self._spec = spec
         rated = range(len(spec.groups)) if request.HasField("rate") else ()
-        self._replan(spec, [request.rate.group] if request.rate.HasField("group") else rated)
+        self._change(
+            spec,
+            [request.rate.group] if request.rate.HasField("group") else rated,
+            prepared=self._prepared_with(message),
+            changes=self.record.changed_by(request.request_id),
+        )
         self.tell(events.PolicyChanged(self._plateaus.in_effect))
+
+    def _change(self, spec: RunSpec, rated: Container[int] = (), **record: Any) -> None:
+        """The owner has changed the run: in one file, with what rates that go by reports begin with from here."""
+        plateaus = copy.copy(self._plateaus)
+        plateaus.change(spec, rated)
+        states = plateaus.to_bytes().decode()
+        self._write(dataclasses.replace(self.record, revision=self.record.revision + 1, plateaus=states, **record))
+        self._spec, self._plateaus = spec, plateaus
 
     def extend(self, extension: Extension) -> None:
         """A group is there on every shard: from here on it is part of the run."""
@@ -257,18 +276,16 @@ class Run:
         prepared = shard_control_pb2.PrepareRunRequest(
             run_id=self.record.run_id, spec=specs.run_to_proto(spec), layout=extension.layout
         )
-        self._write(
-            dataclasses.replace(self.record, prepared=prepared, extension=extension.id, state_bytes=extension.bytes)
+        self._change(
+            spec,
+            prepared=prepared,
+            extension=extension.id,
+            state_bytes=extension.bytes,
+            changes=self.record.changed_by(extension.id),
         )
-        self._spec = spec
         self._driver.groups = len(spec.groups)
         self._settle(*(shard.index for shard in self._fleet.shards))
-        self._replan(spec)
         self.tell(events.LayoutChanged(self._plateaus.in_effect, self._layout_version))
-
-    def _replan(self, spec: RunSpec, rated: Container[int] = ()) -> None:
-        self._plateaus.change(spec, rated)
-        self._store.write_plateaus(self._plateaus.to_bytes())
 
     def _settle(self, *shards: int) -> None:
         # Rounds before this one are finished as they were gathered.
@@ -293,80 +310,25 @@ class Run:
         """Decide that a state, which every shard holds, is used from the next round on."""
         self._going_rounds()
         message, spec = with_state(self.record.prepared.spec, request, step=self.step)
-        # One file: the state and the hyperparameters that belong to it are decided together.
-        self._write(dataclasses.replace(self.record, prepared=self._prepared_with(message), state_id=request.state_id))
-        self._spec = spec
-        # A rate that comes with a state is what is to be reduced from now on.
-        self._replan(spec, [i for i, change in enumerate(request.groups) if "lr" in change.hyperparameters])
+        # One file: the state and the hyperparameters that belong to it are decided together. A rate that comes with a
+        # state is what is to be reduced from now on.
+        self._change(
+            spec,
+            [i for i, change in enumerate(request.groups) if "lr" in change.hyperparameters],
+            prepared=self._prepared_with(message),
+            state_id=request.state_id,
+            changes=self.record.changed_by(request.state_id),
+        )
         self.tell(events.StateLoaded(self._plateaus.in_effect))
 
     def watching(self) -> AbstractContextManager[AsyncIterator[coordinator_pb2.WatchRunResponse]]:
         return self._watchers.watching()
 
-    # --- What others see ------------------------------------------------------------------------------------------
 
-    @property
-    def step(self) -> int:
-        return self._rounds.step if self._rounds else 0
-
-    @property
-    def status(self) -> coordinator_pb2.RunStatus:
-        rounds = self._rounds
-        if rounds is None:
-            return coordinator_pb2.RUN_STATUS_LOADING
-        elif self._broken or rounds.phase is Phase.LOST:
-            return coordinator_pb2.RUN_STATUS_LOST
-        elif rounds.phase is Phase.RECOVERING:
-            return coordinator_pb2.RUN_STATUS_RECOVERING
-        elif rounds.waits_for_members:
-            return coordinator_pb2.RUN_STATUS_WAITING
-        return coordinator_pb2.RUN_STATUS_TRAINING
-
-    @property
-    def problem(self) -> str:
-        return self._broken or (self._rounds.problem if self._rounds else "")
-
-    @property
-    def layout(self) -> run_pb2.Layout:
-        """Where everything lies, with the places at which the shards are now."""
-        return self.with_targets(self.record.prepared.layout)
-
-    @property
-    def _layout_version(self) -> int:
-        return self.record.prepared.layout.version
-
-    def with_targets(self, as_recorded: run_pb2.Layout) -> run_pb2.Layout:
-        layout = run_pb2.Layout()
-        layout.CopyFrom(as_recorded)
-        for shard, target in zip(layout.shards, self._fleet.targets, strict=True):
-            shard.target = target or shard.target
-        return layout
-
-    def state(self, *, of: Member | None = None) -> coordinator_pb2.RunState:
-        """What is known of it; for a member, `round` is the first that takes its contribution."""
-        rounds, last = self._rounds, self._rounds.last if self._rounds else None
-        at = RoundId(0, 0) if rounds is None else rounds.first_round_of(of) if of else rounds.id
-        return coordinator_pb2.RunState(
-            spec=self.record.prepared.spec,
-            status=self.status,
-            step=self.step,
-            round=convert.id_to_proto(at),
-            rates=decision.rates(self._plateaus.in_effect, self.step),
-            workers=map(_worker_state, self._membership.seats),
-            bytes=self.record.state_bytes,
-            created_at=timestamp(self.record.created_at),
-            last_decision=convert.decision_for_readers(last) if last else None,
-            problem=self.problem,
-        )
-
-
-def _worker_state(seat: Seat) -> coordinator_pb2.WorkerState:
-    return coordinator_pb2.WorkerState(
-        member=convert.member_to_proto(seat.member), joined_at=timestamp(seat.joined_at), metrics=seat.metrics
-    )
-
-
-def timestamp(seconds: float) -> Timestamp:
-    message = Timestamp()
-    message.FromNanoseconds(int(seconds * 1e9))
-    return message
+def _recorded_seats(store: RunStore, now: float) -> list[Seat]:
+    """Members of an earlier coordinator, and how many of their reports it has counted."""
+    seats = store.members(now)
+    observed = store.observed
+    for seat in seats:
+        seat.observed = observed.counts.get(seat.member.incarnation, 0) if observed else 0
+    return seats

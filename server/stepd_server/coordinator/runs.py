@@ -21,8 +21,9 @@ from stepd_server.coordinator.abilities import check_trainable
 from stepd_server.coordinator.cycling import cycled
 from stepd_server.coordinator.extending import Extending
 from stepd_server.coordinator.fleet import Fleet
+from stepd_server.coordinator.picture import Clocks
 from stepd_server.coordinator.placing import place
-from stepd_server.coordinator.run import Clocks, Run
+from stepd_server.coordinator.run import Run
 from stepd_server.coordinator.store import RunRecord, Store
 
 logger = logging.getLogger(__name__)
@@ -75,9 +76,10 @@ class Runs:
     def __len__(self) -> int:
         return len(self._runs)
 
-    def get(self, name: str) -> Run:
+    def get(self, name: str, run_id: str = "") -> Run:
+        """The run of that name; that very run, if an id is given."""
         run = self._runs.get(name)
-        if run is None:
+        if run is None or (run_id and run.record.run_id != run_id):
             raise NotFound(f"no run {shown(name)}", reason="RUN_NOT_FOUND", run=shown(name))
         return run
 
@@ -122,10 +124,10 @@ class Runs:
         pieces = place(spec, len(self._fleet.shards))
         return layout_to_proto(pieces, self._fleet.targets, specs.dtype_to_proto(spec.master))
 
-    async def start(self, name: str) -> Run:
+    async def start(self, name: str, run_id: str = "") -> Run:
         """Open a run whose parameters every shard has."""
         async with self._lock(name):
-            run = self.get(name)
+            run = self.get(name, run_id)
             if not run.started:
                 self._fleet.check_complete()
                 try:
@@ -172,7 +174,7 @@ class Runs:
     async def _decide_state(self, request: coordinator_pb2.LoadStateRequest) -> None:
         async with self._lock(request.run):
             run = self.get(request.run)
-            if not request.state_id or run.record.state_id == request.state_id:
+            if not request.state_id or request.state_id in run.record.changes:
                 return
             self._fleet.check_complete()
             _check_state_in_use(run)
@@ -185,15 +187,15 @@ class Runs:
 
     # --- Deleting -------------------------------------------------------------------------------------------------
 
-    async def delete(self, name: str) -> None:
+    async def delete(self, name: str, run_id: str = "") -> None:
         """End a run and free its memory; shards that are away free theirs when they return."""
-        self.get(name)
+        self.get(name, run_id)
         # Not to be cut short by the caller's going away.
-        await asyncio.shield(self._spawn(self._delete_locked(name)))
+        await asyncio.shield(self._spawn(self._delete_locked(name, run_id)))
 
-    async def _delete_locked(self, name: str) -> None:
+    async def _delete_locked(self, name: str, run_id: str) -> None:
         async with self._lock(name):
-            await self._delete(self.get(name))
+            await self._delete(self.get(name, run_id))
 
     async def _delete(self, run: Run) -> None:
         self._bury(run.record)
@@ -242,6 +244,12 @@ class Runs:
             run.shard_back(shard, holds.get(run.name))
         if self._dropped:
             self._spawn(self._sweep_all(shard))
+
+    def count_repeated(self, shard: int, held: Iterable[coordinator_pb2.HeldRun]) -> None:
+        """Take in what a shard says of contributions that came again."""
+        for one in held:
+            if one.repeated_contributions and (run := self._runs.get(one.run)):
+                run.count_repeated(shard, one)
 
     def shard_away(self, shard: int) -> None:
         for run in self.all():

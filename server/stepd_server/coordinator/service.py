@@ -19,7 +19,7 @@ from stepd.v1 import coordinator_pb2 as pb
 from stepd.v1 import coordinator_pb2_grpc
 from stepd_server.coordinator import convert, metrics
 from stepd_server.coordinator.fleet import Dial, Fleet
-from stepd_server.coordinator.run import Clocks
+from stepd_server.coordinator.picture import Clocks
 from stepd_server.coordinator.runs import Runs
 from stepd_server.coordinator.store import Store
 from stepd_server.metrics.catalogue import Sample
@@ -114,7 +114,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
         return pb.CreateRunResponse(run=run.state(), layout=run.layout)
 
     async def StartRun(self, request: pb.StartRunRequest, _: Context) -> pb.StartRunResponse:
-        return pb.StartRunResponse(run=(await self._runs.start(request.run)).state())
+        return pb.StartRunResponse(run=(await self._runs.start(request.run, request.run_id)).state())
 
     async def GetRun(self, request: pb.GetRunRequest, _: Context) -> pb.GetRunResponse:
         run = self._runs.get(request.run)
@@ -128,6 +128,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
         return pb.ListRunsResponse(runs=states)
 
     async def UpdateRun(self, request: pb.UpdateRunRequest, _: Context) -> pb.UpdateRunResponse:
+        _check_request_id(request.request_id)
         run = self._runs.get(request.run)
         run.update(request)
         return pb.UpdateRunResponse(run=run.state())
@@ -145,7 +146,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
         return pb.LoadStateResponse(run=(await self._runs.load_state(request)).state())
 
     async def DeleteRun(self, request: pb.DeleteRunRequest, _: Context) -> pb.DeleteRunResponse:
-        await self._runs.delete(request.run)
+        await self._runs.delete(request.run, request.run_id)
         return pb.DeleteRunResponse()
 
     async def WatchRun(
@@ -163,7 +164,8 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
         _check_request_id(request.request_id)
         run = self._runs.get(request.run)
         rank = request.rank if request.HasField("rank") else None
-        seat = run.join(request.request_id, request.name, rank, _seconds(request.lease))
+        again = convert.member_from_proto(request.again) if request.HasField("again") else None
+        seat = run.join(request.request_id, request.name, rank, _seconds(request.lease), again)
         return pb.JoinRunResponse(
             member=convert.member_to_proto(seat.member), run=run.state(of=seat.member), layout=run.layout
         )
@@ -192,6 +194,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
     async def RegisterShard(self, request: pb.RegisterShardRequest, _: Context) -> pb.RegisterShardResponse:
         if self._fleet.register(request):
             self._runs.shard_back(request.index, request.runs)
+        self._runs.count_repeated(request.index, request.runs)
         interval = Duration()
         interval.FromNanoseconds(int(SHARD_INTERVAL_S * 1e9))
         return pb.RegisterShardResponse(interval=interval)

@@ -1,6 +1,6 @@
 """Files that a kill at any moment leaves whole: framed with a length and a checksum, written in turn or replaced.
 
-Nothing here is synced but `write_whole`: what is written survives the death of the process, not that of the machine
+Nothing here is synced but by `write_whole`: what is written survives the death of the process, not that of the machine
 (durability level "process").
 """
 
@@ -16,6 +16,8 @@ from typing import Final
 _HEADER: Final = struct.Struct("<8sQQ")
 _CHECKSUM: Final = struct.Struct("<I")
 _MAGIC: Final = b"stepd-1\n"
+# Of a file that is being written, behind its name.
+NEW: Final = ".new"
 
 
 def frame(payload: bytes, sequence: int = 0) -> bytes:
@@ -67,15 +69,17 @@ def read(path: Path) -> bytes:
         return b""
 
 
-def write_whole(path: Path, payload: bytes) -> None:
-    """Write a file that is either the old or the new one, also after the loss of the machine."""
-    temporary = path.with_name(path.name + ".new")
+def write_whole(path: Path, payload: bytes, *, synced: bool = True) -> None:
+    """Write a file that is either the old or the new one; if it is synced, also after the loss of the machine."""
+    temporary = path.with_name(path.name + NEW)
     with temporary.open("wb") as file:
         file.write(frame(payload))
         file.flush()
-        os.fsync(file.fileno())
+        if synced:
+            os.fsync(file.fileno())
     temporary.replace(path)
-    sync_folder(path.parent)
+    if synced:
+        sync_folder(path.parent)
 
 
 def sync_folder(path: Path) -> None:

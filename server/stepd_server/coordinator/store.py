@@ -3,12 +3,16 @@
     coordinator/epoch.0, epoch.1             how often a coordinator has started here
     coordinator/runs/NAME/run                what the run is
     coordinator/runs/NAME/decision.0, .1     its last decision
-    coordinator/runs/NAME/attempt.0, .1      the last attempt after the first of its round
-    coordinator/runs/NAME/plateaus.0, .1     what rates depend on besides the step
+    coordinator/runs/NAME/attempt.0, .1      the last attempt after the first of its round, and who was left out of it
+    coordinator/runs/NAME/plateaus.0, .1     what rates depend on besides the step, and which reports it comes from
+    coordinator/runs/NAME/members/NUMBER     a member, by its incarnation
     coordinator/dropped/RUN_ID/run           a deleted run that some shard may still hold
 
 What changes with every step is written in turn to two files: if one is torn, the other holds what was there before,
 and nobody has been told of what came after.
+
+Files of one run depend on each other in one way only: `plateaus` belongs to a revision of `run`, which holds what it
+began with. A kill between any two writes leaves the one or the other, and both are good.
 """
 
 from __future__ import annotations
@@ -17,16 +21,18 @@ import json
 import shutil
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
+from stepd.limits import CHANGES_MAX
 from stepd.v1 import round_pb2, shard_control_pb2
 from stepd_server.coordinator import convert
-from stepd_server.coordinator.slots import Slots, read, sync_folder, unframe, write_whole
+from stepd_server.coordinator.events import RecordAttempt
+from stepd_server.coordinator.seats import Seat
+from stepd_server.coordinator.slots import NEW, Slots, read, sync_folder, unframe, write_whole
 from stepd_server.coordinator.vocabulary import Decision, RoundId
 
-_ROUND_ID: Final = struct.Struct("<QI")
 _LENGTH: Final = struct.Struct("<I")
 
 
@@ -43,6 +49,9 @@ class RunRecord:
         extension: the request_id of the latest group that was added.
         state_id: of the latest state of the optimizer that was loaded; empty if there was none. With it, that is
             decided: shards that do not use it yet are told until they do.
+        changes: ids of the latest requests that changed the run, so that a repeat of one is known.
+        revision: grows with every change by the owner.
+        plateaus: what rates depended on besides the step when this revision began, as Plateaus.to_bytes gives it.
     """
 
     prepared: shard_control_pb2.PrepareRunRequest
@@ -52,6 +61,13 @@ class RunRecord:
     started: bool = False
     extension: str = ""
     state_id: str = ""
+    changes: tuple[str, ...] = ()
+    revision: int = 0
+    plateaus: str = ""
+
+    def changed_by(self, request_id: str) -> tuple[str, ...]:
+        """`changes` with one more; a request without an id leaves no trace."""
+        return (*self.changes, request_id)[-CHANGES_MAX:] if request_id else self.changes
 
     @property
     def name(self) -> str:
@@ -70,6 +86,9 @@ class RunRecord:
                 "started": self.started,
                 "extension": self.extension,
                 "state_id": self.state_id,
+                "changes": self.changes,
+                "revision": self.revision,
+                "plateaus": self.plateaus,
             }
         ).encode()
         return _LENGTH.pack(len(about)) + about + self.prepared.SerializeToString()
@@ -79,8 +98,23 @@ class RunRecord:
         (length,) = _LENGTH.unpack_from(data)
         start = _LENGTH.size
         about = json.loads(data[start : start + length])
+        about["changes"] = tuple(about.get("changes", ()))
         prepared = shard_control_pb2.PrepareRunRequest.FromString(data[start + length :])
         return cls(prepared=prepared, **about)
+
+
+class Observed(NamedTuple):
+    """How far reports have come in.
+
+    Attributes:
+        revision: of the run, that `plateaus` belongs to.
+        plateaus: what has come of them, as Plateaus.to_bytes gives it.
+        counts: by incarnation of a member, how many of its values have been counted.
+    """
+
+    revision: int
+    plateaus: str
+    counts: dict[int, int]
 
 
 class RunStore:
@@ -88,6 +122,7 @@ class RunStore:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._members = folder / "members"
         self._decision = Slots(folder, "decision")
         self._attempt = Slots(folder, "attempt")
         self._plateaus = Slots(folder, "plateaus")
@@ -95,18 +130,13 @@ class RunStore:
     def write_record(self, record: RunRecord) -> None:
         write_whole(self._folder / "run", record.to_bytes())
 
+    # --- Rounds ---------------------------------------------------------------------------------------------------
+
     def write_decision(self, decision: Decision) -> None:
         self._decision.write(convert.decision_to_proto(decision).SerializeToString())
 
-    def write_attempt(self, id_: RoundId) -> None:
-        self._attempt.write(_ROUND_ID.pack(*id_))
-
-    def write_plateaus(self, states: bytes) -> None:
-        self._plateaus.write(states)
-
-    @property
-    def plateaus(self) -> bytes | None:
-        return self._plateaus.value
+    def write_attempt(self, attempt: RecordAttempt) -> None:
+        self._attempt.write(convert.attempt_to_proto(attempt).SerializeToString())
 
     @property
     def last_decision(self) -> Decision | None:
@@ -114,12 +144,47 @@ class RunStore:
             return None
         return convert.decision_from_proto(round_pb2.Decision.FromString(self._decision.value))
 
-    def next_attempt(self) -> int:
+    def next_attempt(self) -> RecordAttempt:
         """The first attempt of the round after the last decision that nobody can have heard of."""
         last = self.last_decision
         following = last.id.round + 1 if last else 0
-        written = RoundId(*_ROUND_ID.unpack(self._attempt.value)) if self._attempt.value else RoundId(0, 0)
-        return written.attempt + 1 if written.round == following else 1
+        if self._attempt.value is not None:
+            written = convert.attempt_from_proto(round_pb2.Decision.FromString(self._attempt.value))
+            if written.id.round == following:
+                return replace(written, id=RoundId(following, written.id.attempt + 1))
+        return RecordAttempt(RoundId(following, 1))
+
+    # --- Reports --------------------------------------------------------------------------------------------------
+
+    def write_observed(self, observed: Observed) -> None:
+        self._plateaus.write(json.dumps(observed).encode())
+
+    @property
+    def observed(self) -> Observed | None:
+        if self._plateaus.value is None:
+            return None
+        revision, plateaus, counts = json.loads(self._plateaus.value)
+        return Observed(revision, plateaus, {int(incarnation): number for incarnation, number in counts.items()})
+
+    # --- Members --------------------------------------------------------------------------------------------------
+
+    def write_member(self, seat: Seat) -> None:
+        self._members.mkdir(mode=0o700, exist_ok=True)
+        write_whole(self._members / str(seat.member.incarnation), seat.to_bytes(), synced=False)
+
+    def remove_member(self, incarnation: int) -> None:
+        (self._members / str(incarnation)).unlink(missing_ok=True)
+
+    def members(self, now: float) -> list[Seat]:
+        """All that were written and not removed."""
+        found = []
+        for path in self._members.iterdir() if self._members.is_dir() else ():
+            whole = unframe(read(path))
+            if whole is None or path.name.endswith(NEW):
+                path.unlink()  # killed before it was written, or lost with the machine: nobody was told
+            else:
+                found.append(Seat.from_bytes(whole[1], now))
+        return found
 
 
 class Damaged(Exception):

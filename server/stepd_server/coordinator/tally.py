@@ -1,8 +1,12 @@
-"""What the rounds of one run add up to, for metrics: counted beside the rounds, which know nothing of it. Pure."""
+"""What the rounds of one run add up to: counted beside the rounds, which know nothing of it. Pure.
+
+Metrics and RunState both say what is counted here.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -23,12 +27,14 @@ class WorkerTally:
         step: of the run, when a contribution of the member was last in a decision, or when it joined.
         waited: seconds from its contributions being whole to their decisions.
         contributions: by status.
+        repeated: by shard, how many came again to it.
     """
 
     member: Member
     step: int
     waited: float = 0.0
     contributions: Counter[str] = field(default_factory=Counter)
+    repeated: dict[int, int] = field(default_factory=dict)
 
 
 class Tally:
@@ -41,12 +47,16 @@ class Tally:
         workers: of present members, by rank.
     """
 
-    def __init__(self, step: int = 0) -> None:
+    def __init__(self, step: int = 0, members: Iterable[Member] = ()) -> None:
+        """Args:
+        step: of the run.
+        members: who is in it already.
+        """
         self.clipped = 0
         self.skipped: Counter[str] = Counter()
         self.contributions: Counter[str] = Counter()
-        self.workers: dict[int, WorkerTally] = {}
         self._step = step
+        self.workers = {member.rank: WorkerTally(member, step) for member in members}
         # When the contribution of each to the present round was last heard to be whole on a shard.
         self._whole: dict[Member, float] = {}
 
@@ -58,7 +68,7 @@ class Tally:
             case MemberJoined(member):
                 self.workers[member.rank] = WorkerTally(member, self._step)
             case MemberLeft(member=member) | MemberLost(member):
-                if member.rank in self.workers and self.workers[member.rank].member == member:
+                if self._of(member):
                     del self.workers[member.rank]
             case _:
                 pass
@@ -73,12 +83,28 @@ class Tally:
         for status, members in (("accepted", decision.members), ("quarantined", decision.quarantined)):
             self.contributions[status] += len(members)
             for member in members:
-                worker = self.workers.get(member.rank)
-                if worker is not None and worker.member == member:
+                if worker := self._of(member):
                     worker.contributions[status] += 1
                     worker.waited += now - self._whole.get(member, now)
                     worker.step = decision.step
         self._whole.clear()
+
+    def repeated(self, shard: int, counts: Mapping[tuple[str, int], int]) -> None:
+        """Take in how often contributions came again to a shard since its process started, by name and incarnation."""
+        for worker in self.workers.values():
+            number = counts.get((worker.member.worker, worker.member.incarnation), 0)
+            if number > worker.repeated.get(shard, 0):  # a shard that was started again counts anew
+                worker.repeated[shard] = number
+                worker.contributions["duplicate"] = max(worker.repeated.values())
+
+    def counts_of(self, member: Member) -> Mapping[str, int]:
+        """What became of a member's contributions, by status."""
+        worker = self._of(member)
+        return worker.contributions if worker else {}
+
+    def _of(self, member: Member) -> WorkerTally | None:
+        worker = self.workers.get(member.rank)
+        return worker if worker is not None and worker.member == member else None
 
     def lag_of(self, worker: WorkerTally) -> int:
         """Steps applied since a contribution of the worker was in one."""
