@@ -46,7 +46,7 @@ class Stores:
     """Kills processes at one of their stores: writes and renames of files, and counters of journals.
 
     Attributes:
-        die: by process: how many stores it has left.
+        die: by process: how many stores it has left, of those that have this in their names.
     """
 
     def __init__(self, kill: Callable[[Process, str], None], stored: Callable[[], None]) -> None:
@@ -54,7 +54,7 @@ class Stores:
         kill: has a process die in the middle of what it does; raises Killed.
         stored: told of every store to a journal.
         """
-        self.die: dict[Process, int] = {}
+        self.die: dict[Process, tuple[str, int]] = {}
         self.stored = stored
         self._kill = kill
 
@@ -63,15 +63,21 @@ class Stores:
         process = running()
         if process is None or process not in self.die or process.dead:
             return
-        self.die[process] -= 1
-        if self.die[process] <= 0:
+        where, left = self.die[process]
+        if where not in what:
+            return
+        self.die[process] = (where, left - 1)
+        if left <= 1:
             del self.die[process]
             self._kill(process, what)
 
-    def next_is_last(self) -> bool:
-        """Whether the process running dies at its next point."""
+    def is_last(self, what: str) -> bool:
+        """Whether the process running dies at this point, if it is the next."""
         process = running()
-        return process is not None and self.die.get(process) == 1
+        if process is None or process not in self.die:
+            return False
+        where, left = self.die[process]
+        return left == 1 and where in what
 
     def around(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def guarded(*arguments: Any, **keywords: Any) -> Any:
@@ -124,7 +130,7 @@ def _put_between_stores(put: Callable[[Any, str, Any], None], stores: Stores) ->
 
     def written(journal: Journal, target: Any, source: Any) -> None:
         stores.point("before an array")
-        if stores.next_is_last():
+        if stores.is_last("in the middle of an array"):
             half = len(source) // 2
             write(journal, target[:half], source[:half])
         stores.point("in the middle of an array")
@@ -132,15 +138,16 @@ def _put_between_stores(put: Callable[[Any, str, Any], None], stores: Stores) ->
         stores.point("after an array")
 
     def updated(step: Step, spans: Any) -> None:
+        stores.point("before an update")
         update(step, spans)
-        if stores.next_is_last():
+        if stores.is_last("in the middle of an update"):
             # Whatever an instruction may have left of what is updated in place.
             step._arena.parameters[spans[0].start : (spans[0].start + spans[-1].stop + 1) // 2] = np.nan
         stores.point("in the middle of an update")
 
     def pwritten(descriptor: int, data: bytes, offset: int) -> int:
         stores.point("before pwrite")
-        if stores.next_is_last():
+        if stores.is_last("in the middle of pwrite"):
             pwrite(descriptor, data[: len(data) // 2], offset)
         stores.point("in the middle of pwrite")
         written = pwrite(descriptor, data, offset)

@@ -13,7 +13,7 @@ from typing import Final
 import pytest
 
 from tests.simulator.checks import problems_of
-from tests.simulator.scenario import draw
+from tests.simulator.drawing import draw
 from tests.simulator.world import history
 
 WORLDS: Final = int(os.environ.get("STEPD_SEEDS", "200"))
