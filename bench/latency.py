@@ -30,7 +30,7 @@ def processor_s(pid: int) -> float:
 def measure(shards: int, steps: int) -> dict[str, float]:
     """Milliseconds a step: of the clock, and of the processor by role."""
     grads = {"w": np.ones(5000, np.float32)}
-    with stepd.local(shards=shards) as fleet, stepd.connect(fleet.target) as client:
+    with stepd.local(shards=shards) as fleet, stepd.connect(fleet.target, transport="grpc") as client:
         run = client.create_run("small", grads, optimizer=stepd.AdamW(), clip=stepd.ClipNorm(1.0))
         pids = {"coordinator": fleet.coordinator.pid, "worker": os.getpid()}
         pids |= {f"shard {shard.index}": shard.pid for shard in fleet.shards}

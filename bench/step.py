@@ -77,7 +77,7 @@ def stepd_worker(target: str, rank: int, workers: int, steps: int, out: Connecti
     tune_malloc()
     params = {name: np.zeros(shape, np.float32) for name, shape in SHAPES.items()}
     grads = gradients(rank)
-    with stepd.connect(target) as client:
+    with stepd.connect(target, transport="grpc") as client:
         run = client.create_run(
             "bench",
             params,

@@ -11,7 +11,7 @@ from stepd.averages import Average
 from stepd.channel import TLS
 from stepd.creating import create, create_or_find
 from stepd.definitions import check_run_name
-from stepd.errors import FailedPrecondition, InvalidArgument
+from stepd.errors import InvalidArgument
 from stepd.info import FleetInfo, RunInfo
 from stepd.parameters import ParamGroup, define_run
 from stepd.policies import AnyClip, Missing, OnNonfinite, Sync
@@ -39,7 +39,9 @@ def connect(
         target: the coordinator, HOST:PORT. None: the environment's STEPD_TARGET.
         token: sent with every call. None: STEPD_TOKEN, if set.
         tls: certificates. None: STEPD_CA, STEPD_CERT and STEPD_KEY; plaintext if none is set.
-        transport: of gradients and parameters. "auto" and "grpc" are gRPC in this version.
+        transport: of gradients and parameters. "auto": through memory shared with those shards that prove to be on this
+            host and of this user, through gRPC with the others. "grpc": always through gRPC. "shm": runs whose shards
+            cannot share memory with this process cannot be joined.
         timeout: seconds that one try of a call may take. Waiting for a round is not counted.
         retry_for: seconds for which a call is tried again when a server does not answer.
     """
@@ -62,6 +64,7 @@ def connect(
         tls=tls if tls is not None else _tls_of_environment(),
         timeout=_seconds("timeout", timeout, zero=False),
         retry_for=_seconds("retry_for", retry_for, zero=True),
+        transport=transport,
     )
     return Client(session)
 
@@ -163,15 +166,7 @@ class Client:
 
 
 def _check_transport(transport: object) -> None:
-    if transport == "shm":
-        raise FailedPrecondition(
-            'transport="shm" is not available in this version: workers and shards do not share memory yet; '
-            'give "auto" or "grpc"',
-            reason="TRANSPORT_UNAVAILABLE",
-            expected='"auto" or "grpc"',
-            given=transport,
-        )
-    if transport not in ("auto", "grpc"):
+    if transport not in ("auto", "grpc", "shm"):
         refuse("connect", "transport", transport, '"auto", "grpc" or "shm"')
 
 

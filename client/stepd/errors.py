@@ -207,7 +207,8 @@ ERROR_TABLE: Final[dict[str, type[StepdError]]] = {
     "NOT_A_MEMBER": FailedPrecondition,  # the membership has ended and cannot be had back; the message says why
     "RATE_FIXED": FailedPrecondition,  # the schedule gives a rate that does not depend on the group's
     "NO_AVERAGE": FailedPrecondition,  # averages were asked for, and neither the run nor its rules keep any
-    "TRANSPORT_UNAVAILABLE": FailedPrecondition,
+    "TRANSPORT_UNAVAILABLE": FailedPrecondition,  # transport="shm", and a shard cannot share memory with this worker
+    "NOT_SHARED": FailedPrecondition,  # the shard does not share memory with this worker (any more): send instead
     "NONFINITE_GRADIENT": NonFiniteGradient,
     "RESOURCE_EXHAUSTED": ResourceExhausted,
     "CHECKPOINT_CORRUPT": CheckpointCorrupt,

@@ -20,6 +20,11 @@ WHOLE_ELEMENTS_MAX: Final = 1 << 28
 CHUNK_BYTES: Final = MIB
 # What a receiver takes in one chunk, so that others may choose their own size without holding a server's memory.
 CHUNK_BYTES_MAX: Final = 2 * MIB
+# Shared memory: below this a message that holds the elements is as quick as one that says where they lie.
+SHARED_BYTES_MIN: Final = 64 * KIB
+# What is copied into shared memory, or finished there, between two messages that say so: few messages, and the other
+# side begins early.
+SHARED_BYTES_AT_ONCE: Final = 4 * MIB
 # gRPC's own default, kept: small messages are far below it, and chunks are bounded above.
 MESSAGE_BYTES_MAX: Final = 4 * MIB
 # A layout names every tensor of a run in one message; this and the name's length keep it below MESSAGE_BYTES_MAX.

@@ -40,6 +40,11 @@ class ShardCalls:
         self.load: Any = channel.stream_unary(
             "/stepd.v1.Shard/LoadParameters", response_deserializer=shard_pb2.LoadParametersResponse.FromString
         )
+        self.share: Any = channel.stream_stream(
+            "/stepd.v1.Shard/ShareMemory",
+            request_serializer=shard_pb2.ShareMemoryRequest.SerializeToString,
+            response_deserializer=shard_pb2.ShareMemoryResponse.FromString,
+        )
 
 
 class Session:
@@ -49,11 +54,22 @@ class Session:
         target: the coordinator's.
         timeout: seconds that one try of a call may take, waiting for a round apart.
         retry_for: seconds for which a call is tried again.
+        transport: of gradients and parameters: "auto", "grpc" or "shm".
         loop: everything below runs in it.
     """
 
-    def __init__(self, target: str, *, token: str | None, tls: TLS | None, timeout: float, retry_for: float) -> None:
+    def __init__(
+        self,
+        target: str,
+        *,
+        token: str | None,
+        tls: TLS | None,
+        timeout: float,
+        retry_for: float,
+        transport: str = "auto",
+    ) -> None:
         self.target = target
+        self.transport = transport
         self.timeout = timeout
         self.retry_for = retry_for
         self._token = token

@@ -6,7 +6,8 @@ What an answer means for a round is not decided here: ROUND_RESTARTED and the li
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count
 from typing import Any, Final, Literal
 
@@ -15,9 +16,11 @@ import grpc
 from stepd import specs, wire
 from stepd.buffers import Array, Picture
 from stepd.errors import Aborted, StepdError, Unavailable
+from stepd.limits import SHARED_BYTES_MIN
 from stepd.parameters import ParameterTable
 from stepd.retry import PAUSE_S_MIN, Patience
 from stepd.session import Session, together
+from stepd.sharing import Link, Sharing
 from stepd.state_space import StatePicture
 from stepd.status import from_rpc_error
 from stepd.transfer import Plan, ShardPush
@@ -35,15 +38,28 @@ class RunStreams:
     Attributes:
         run: its name.
         whole: it takes only contributions with a gradient for every parameter.
-        known: its layout and its parameters by name, as far as is known: a group may be added at any time.
+        sharing: of a worker, with whom it shares memory.
     """
 
     def __init__(self, session: Session, spec: run_pb2.RunSpec, layout: run_pb2.Layout, table: ParameterTable) -> None:
         self.session = session
         self.run = spec.name
         self.whole = spec.missing == run_pb2.MISSING_POLICY_ERROR
-        self.known = (Plan(layout, table.specs), table)
+        # One list also for what `sharing_with` makes: what one learns all know.
+        self._known = [(Plan(layout, table.specs), table)]
         self._targets = list(self.plan.targets)
+        self.sharing: Sharing | None = None
+
+    def sharing_with(self, sharing: Sharing) -> RunStreams:
+        """The same streams for one worker, which need not send what it shares."""
+        own = copy.copy(self)
+        own.sharing = sharing
+        return own
+
+    @property
+    def known(self) -> tuple[Plan, ParameterTable]:
+        """Its layout and its parameters by name, as far as is known: a group may be added at any time."""
+        return self._known[0]
 
     @property
     def plan(self) -> Plan:
@@ -59,7 +75,7 @@ class RunStreams:
         """Take in what the coordinator says. In the loop only, so that what is sent goes by one version."""
         if layout.version != self.plan.version:
             table = ParameterTable(specs.parameters_from_proto(spec))
-            self.known = (Plan(layout, table.specs), table)
+            self._known[0] = (Plan(layout, table.specs), table)
 
     @property
     def shards(self) -> range:
@@ -88,10 +104,11 @@ class RunStreams:
             patience.begin()
             try:
                 calls = self._calls(shard)
-                await self._send(calls.load if method == "LoadParameters" else calls.stage, header, push, views)
+                call_method = calls.load if method == "LoadParameters" else calls.stage
+                await self._send(call_method, header, push.messages(views), push.payload_bytes)
                 return
             except grpc.RpcError as error:
-                await self._wait(patience, from_rpc_error(error, target=self._targets[shard]))
+                await self._wait(shard, patience, from_rpc_error(error, target=self._targets[shard]))
 
     async def push(
         self, shard: int, header: shard_pb2.PushHeader, push: ShardPush, views: Mapping[int, memoryview]
@@ -101,13 +118,17 @@ class RunStreams:
         patience = self._patience("Push", shard)
         for tries in count(1):
             patience.begin()
+            link = self._link(shard, push.payload_bytes)
+            messages = link.messages(push, views) if link else push.messages(views)
             try:
-                receipt: shard_pb2.PushResponse = await self._send(self._calls(shard).push, raw, push, views)
+                receipt: shard_pb2.PushResponse = await self._send(
+                    self._calls(shard).push, raw, messages, push.payload_bytes
+                )
                 if tries > 1 and receipt.status == shard_pb2.RECEIPT_STATUS_DUPLICATE:
                     receipt.status = shard_pb2.RECEIPT_STATUS_ACCEPTED  # by a try whose answer was lost
                 return receipt
             except grpc.RpcError as error:
-                await self._wait(patience, from_rpc_error(error, target=self._targets[shard]))
+                await self._wait(shard, patience, from_rpc_error(error, target=self._targets[shard]))
         raise AssertionError  # count does not end
 
     async def pull(
@@ -139,13 +160,13 @@ class RunStreams:
             patience.begin()
             try:
                 return await self._receive(shard, request, picture, regions, on_header, patience)
-            except grpc.RpcError as error:
-                failure = from_rpc_error(error, target=self._targets[shard])
+            except (grpc.RpcError, Aborted) as error:
+                failure = error if isinstance(error, Aborted) else from_rpc_error(error, target=self._targets[shard])
                 if failure.reason == "VERSION_PASSED" and not awaits_version:
                     # Too slow a reader of whatever was there: the version that is there now is as good.
                     await asyncio.sleep(patience.pause(failure))
                 else:
-                    await self._wait(patience, failure)
+                    await self._wait(shard, patience, failure)
 
     async def peek(self, shard: int, request: shard_pb2.PullRequest) -> shard_pb2.PullHeader:
         """Only the header of a pull: how a round ended."""
@@ -162,18 +183,27 @@ class RunStreams:
             try:
                 return _header(await call.read())
             except grpc.RpcError as error:
-                await self._wait(patience, from_rpc_error(error, target=self._targets[shard]))
+                await self._wait(shard, patience, from_rpc_error(error, target=self._targets[shard]))
             finally:
                 call.cancel()
 
-    async def _send(self, call_method: Any, header: bytes, push: ShardPush, views: Mapping[int, memoryview]) -> Any:
-        """Write a stream and read its answer, which may come before all is written."""
-        call = call_method(timeout=self.session.bulk_timeout(push.payload_bytes))
+    def _link(self, shard: int, size: int) -> Link | None:
+        """What a shard and this worker share, if so many bytes are worth it."""
+        return self.sharing.link(shard, self.plan) if self.sharing and size >= SHARED_BYTES_MIN else None
+
+    async def _send(self, call_method: Any, header: bytes, messages: Iterable[bytes], size: int) -> Any:
+        """Write a stream and read its answer, which may come before all is written.
+
+        Args:
+            messages: after the header; made one by one as they are sent.
+            size: bytes of payload.
+        """
+        call = call_method(timeout=self.session.bulk_timeout(size))
         try:
             try:
                 await call.write(header)
-                for chunk in push.chunks:
-                    await call.write(chunk.encode(views))
+                for message in messages:
+                    await call.write(message)
                 await call.done_writing()
             except (grpc.RpcError, asyncio.InvalidStateError):
                 # The call is over: its status, which follows, says why better than the write that failed.
@@ -192,6 +222,10 @@ class RunStreams:
         patience: Patience,
     ) -> shard_pb2.PullHeader:
         timeout = self.session.bulk_timeout(picture.payload_bytes(shard))
+        link = None
+        if isinstance(picture, Picture) and not request.averaged:
+            link = self._link(shard, picture.payload_bytes(shard))
+        request.shared = link is not None
         call = self._calls(shard).pull(request, timeout=timeout)
         try:
             header = _header(await call.read())
@@ -200,17 +234,26 @@ class RunStreams:
             receiver = picture.receiver(shard, regions)
             while (raw := await call.read()) is not grpc.aio.EOF:
                 message = wire.decode_pull(raw)
+                if link and isinstance(message, shard_pb2.SharedChunk):
+                    message = link.chunk(message)
                 if not isinstance(message, wire.Chunk):
                     raise StepdError(f"shard {shard} sent a second header in one pull")
                 receiver.take(message)
+                if link and receiver.complete:
+                    break  # the shard waits for us to have read
             if not receiver.complete:
                 raise StepdError(f"shard {shard} ended a pull before its end")
+            if link:
+                link.check_version(header)
             return header
         finally:
             call.cancel()
 
-    async def _wait(self, patience: Patience, error: StepdError) -> None:
+    async def _wait(self, shard: int, patience: Patience, error: StepdError) -> None:
         """Pause before the next try; raise if there is none."""
+        if self.sharing and error.reason == "NOT_SHARED":
+            self.sharing.drop(shard)  # and send: at once, for nothing is wrong
+            return
         if isinstance(error, Aborted) and error.reason in OVER:
             raise error
         if error.reason == "ROUND_PENDING":
@@ -220,9 +263,9 @@ class RunStreams:
         await asyncio.sleep(patience.pause(error))
         if isinstance(error, Unavailable):
             # A shard that was started again may be elsewhere.
-            for shard, target in (await self.session.shard_targets()).items():
-                if shard < len(self._targets):
-                    self._targets[shard] = target
+            for index, target in (await self.session.shard_targets()).items():
+                if index < len(self._targets):
+                    self._targets[index] = target
 
     def _calls(self, shard: int) -> Any:
         return self.session.shard(self._targets[shard])

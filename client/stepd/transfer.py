@@ -7,7 +7,7 @@ nothing is packed first, and nothing is computed for each tensor again. Pure.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
@@ -65,6 +65,10 @@ class ShardPush(NamedTuple):
     @property
     def payload_bytes(self) -> int:
         return sum(chunk.payload_bytes for chunk in self.chunks)
+
+    def messages(self, views: Mapping[int, memoryview]) -> Iterator[bytes]:
+        """The messages that hold it, made one by one."""
+        return (chunk.encode(views) for chunk in self.chunks)
 
 
 class Plan:

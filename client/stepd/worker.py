@@ -23,6 +23,7 @@ from stepd.policies import Missing
 from stepd.reading import Reading, Wanted
 from stepd.results import Receipt, StepResult
 from stepd.settings import Unfit, fit, refuse, shown
+from stepd.sharing import Sharing
 from stepd.streams import RunStreams
 from stepd.transfer import bytes_of
 from stepd.v1 import coordinator_pb2, round_pb2
@@ -37,7 +38,7 @@ class Worker:
     way: the next call first sees to it that it arrives, and only then sends another.
     """
 
-    def __init__(self, spec: RunSpec, streams: RunStreams, exchange: Exchange) -> None:
+    def __init__(self, spec: RunSpec, streams: RunStreams, exchange: Exchange, sharing: Sharing) -> None:
         """Not to be called: `Run.join` makes workers."""
         self._session = streams.session
         self._run = spec.name
@@ -45,13 +46,14 @@ class Worker:
         self._streams = streams
         self._exchange = exchange
         self._membership = exchange.membership
+        self._sharing = sharing
         self._reading = Reading(lambda: streams.known, Buffers())
         self._copies = Buffers(2)
         self._lock = threading.Lock()
         self._sums: dict[int, Array] = {}
         self._summed = 0
         # A worker that nobody holds any more must not keep its place; the lease then runs out.
-        self._abandon = weakref.finalize(self, self._membership.abandon)
+        self._abandon = weakref.finalize(self, _abandon, self._membership, sharing)
 
     def __repr__(self) -> str:
         return f"Worker(run={self._run!r}, id={self.id!r}, rank={self.rank})"
@@ -144,6 +146,20 @@ class Worker:
         """Add the gradient of a micro-batch to those that the next `step` sends the mean of. Copies."""
         with self._lock:
             self._accumulate(grads)
+
+    def gradient_buffers(self) -> dict[str, Array]:
+        """Arrays to compute gradients into, by name, in the dtype of the run's masters.
+
+        `step` with these copies nothing on the way to shards on this host; with shards elsewhere it works as ever.
+
+        They belong to the worker from `step` or `push` until it returns. After a group was added, ask again.
+        """
+
+        async def lend() -> dict[str, Array]:
+            return self._sharing.gradients(self._streams.plan)
+
+        with self._lock:
+            return self._session.run(lend())
 
     def zero_grad(self) -> None:
         """Drop what was accumulated."""
@@ -244,7 +260,13 @@ class Worker:
         """
         self._abandon.detach()
         with contextlib.suppress(StepdError):  # the client is closed: nobody can be told
-            self._session.run(self._membership.leave(self._exchange.acknowledged))
+            self._session.run(self._leave())
+
+    async def _leave(self) -> None:
+        try:
+            await self._membership.leave(self._exchange.acknowledged)
+        finally:
+            self._sharing.close()
 
     def __enter__(self) -> Self:
         return self
@@ -257,10 +279,22 @@ async def join(spec: RunSpec, streams: RunStreams, request: coordinator_pb2.Join
     """Become a member. In the session's loop."""
     answer: coordinator_pb2.JoinRunResponse = await streams.session.ask("JoinRun", request)
     streams.learn(answer.run.spec, answer.layout)
+    sharing = Sharing(streams.session, spec.name, answer.member)
+    streams = streams.sharing_with(sharing)
     exchange = Exchange(streams, answer.run.round)
     lease = request.lease.seconds + request.lease.nanos * 1e-9
     exchange.membership = Membership(streams.session, spec.name, answer.member, lease, exchange.on_round)
-    return Worker(spec, streams, exchange)
+    try:
+        await sharing.begin(streams.plan)
+    except BaseException:
+        await exchange.membership.leave(None)
+        raise
+    return Worker(spec, streams, exchange, sharing)
+
+
+def _abandon(membership: Membership, sharing: Sharing) -> None:
+    membership.abandon()
+    sharing.abandon()
 
 
 def _weight(weight: float) -> float:

@@ -185,7 +185,6 @@ def test_nobody_there_is_told_with_what_was_tried() -> None:
         ({"target": None}, stepd.InvalidArgument, "STEPD_TARGET is not set"),
         ({"target": "localhost"}, stepd.InvalidArgument, "HOST:PORT.*got 'localhost'"),
         ({"target": 7070}, stepd.InvalidArgument, "HOST:PORT.*got 7070"),
-        ({"transport": "shm"}, stepd.FailedPrecondition, "shm.*not available in this version"),
         ({"transport": "rdma"}, stepd.InvalidArgument, "transport.*'rdma'"),
         ({"timeout": 0}, stepd.InvalidArgument, "timeout must be a positive number of seconds, got 0"),
         ({"retry_for": -1}, stepd.InvalidArgument, "retry_for.*got -1"),
@@ -199,4 +198,4 @@ def test_wrong_connections_are_refused(
     monkeypatch.delenv("STEPD_TARGET", raising=False)
     with pytest.raises(kind, match=text) as caught:
         stepd.connect(**{"target": "127.0.0.1:7070", **options})
-    assert caught.value.reason == ("TRANSPORT_UNAVAILABLE" if options.get("transport") == "shm" else "INVALID_ARGUMENT")
+    assert caught.value.reason == "INVALID_ARGUMENT"

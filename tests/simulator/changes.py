@@ -55,6 +55,7 @@ class WorldSession(Session):
 
     def __init__(self, network: Network, process: Process) -> None:
         self.target = "coordinator:7000"
+        self.transport = "grpc"
         self.timeout = TIMEOUT_S
         self.retry_for = RETRY_FOR_S
         self.loop: Any = Here(network.loop, process)

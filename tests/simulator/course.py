@@ -14,7 +14,7 @@ from tests.simulator.hosts import RUN
 class Course:
     """Attributes:
     records: what the run was, and every decision.
-    deleted: it has been deleted.
+    deleted: it is about to be deleted, or has been.
     """
 
     def __init__(self, problem: Callable[[str], None], note: Callable[..., None]) -> None:

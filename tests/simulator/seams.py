@@ -21,13 +21,14 @@ from stepd_server.shard.journal import Journal
 from stepd_server.shard.staging import Staging
 from tests.simulator.loop import Clock, Process, VirtualLoop, running
 
-# Small, so that a tensor of twenty elements has several blocks and comes in several chunks.
+# Small, so that a tensor of twenty elements has several blocks and comes in several chunks; nor is there much to load.
 BLOCK: Final = 8
 CHUNK_BYTES: Final = 64
 
-_SMALL: Final[dict[str, tuple[int, int]]] = {
+_SMALL: Final[dict[str, tuple[float, float]]] = {
     "BLOCK_ELEMENTS": (limits.BLOCK_ELEMENTS, BLOCK),
     "CHUNK_BYTES": (limits.CHUNK_BYTES, CHUNK_BYTES),
+    "LOADING_TIMEOUT_S": (limits.LOADING_TIMEOUT_S, 10.0),
     "_SPANS_AT_ONCE": (4, 1),
     "_UNITS_AT_ONCE": (4, 1),
 }

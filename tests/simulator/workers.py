@@ -53,8 +53,6 @@ class Answer:
 class World(Protocol):
     """What workers need of the world."""
 
-    deleted: bool
-
     loop: VirtualLoop
     network: Network
     scenario: Scenario
@@ -64,6 +62,7 @@ class World(Protocol):
     def note(self, kind: str, *about: object) -> None: ...
     def problem(self, text: str) -> None: ...
     def gradient(self, worker: int, step: int, number: int, known: Collection[str]) -> Arrays: ...
+    def delete(self) -> None: ...
     def is_over(self, error: StepdError) -> bool: ...
 
 
@@ -89,7 +88,8 @@ class WorkerHost:
         self._rng = random.Random(f"{self.name} {world.scenario.seed}")
         self._number = 0
         self._joins = 0
-        self.process: Process
+        self.process = Process(world.loop, self.name)
+        self.process.dead = True  # until it is started
 
     @property
     def here(self) -> bool:
@@ -141,7 +141,7 @@ class WorkerHost:
         try:
             worker = await self._answered("join", join(run_from_proto(spec), streams, request))
             self.world.note("joins", self.name, worker._membership.member.incarnation)
-            loop = _Loop(self, worker, streams)
+            loop = _Loop(self, worker, worker._streams)  # its own: see RunStreams.sharing_with
             await loop.train()
             await self._answered("leave", worker._membership.leave(worker._exchange.acknowledged))
         except StepdError as error:
@@ -186,7 +186,7 @@ class _Loop:
                 host.changed.append(change)
                 self._world.note("changes", host.name, change)
         if host.index == 0 and scenario.deleted is not None and self._streams.step >= scenario.deleted:
-            self._world.deleted = True
+            self._world.delete()
             await host._answered("delete", delete_run(self._streams.session, RUN))
             raise NotFound("this worker has deleted the run", reason="RUN_NOT_FOUND")
 

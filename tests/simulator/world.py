@@ -174,6 +174,10 @@ class World:
         if steps and max(steps) > (self.course.last.step if self.course.last else 0):
             self.problem(f"shards are at steps {steps}, more than was decided")
 
+    def delete(self) -> None:
+        """Somebody is about to delete the run."""
+        self.deleted = self.course.deleted = True
+
     def is_over(self, error: StepdError) -> bool:
         """Whether nobody can go on, for a reason that there is."""
         if error.reason == "RUN_LOST":

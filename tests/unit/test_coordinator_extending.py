@@ -138,7 +138,7 @@ def test_a_group_is_staged_committed_and_gathered(tmp_path: Path) -> None:
         found = await fleet.stub.GetRun(pb.GetRunRequest(run="digits"))
         assert (found.layout, found.run.round.attempt) == (added.layout, 1)
         await eventually(lambda: all(shard.held["digits"].layout_version == 1 for shard in fleet.shards))
-        fleet.allow(2)  # one for the gathering of the attempt before
+        fleet.allow()
         decision = (await fleet.until(lambda state: state.step >= 1)).last_decision
         assert [one.lr for one in decision.groups] == [0.25, 0.5]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import time
 from pathlib import Path
 
 import grpc.aio
@@ -10,6 +12,7 @@ import pytest
 from stepd.limits import LOADING_TIMEOUT_S, SHARD_TIMEOUT_S
 from stepd.v1 import coordinator_pb2 as pb
 from stepd.v1 import round_pb2
+from stepd_server.coordinator.slots import Slots
 
 from .coordinator_bench import Fleet, digits, eventually, play, refused
 
@@ -43,8 +46,8 @@ def test_a_shard_that_is_replaced_is_told_again(tmp_path: Path) -> None:
         fleet.shards[1].finish_errors.clear()
         await fleet.shards[1].listen()
         await fleet.register(fleet.shards[1])
-        fleet.allow(3)  # one for a gathering that was given up
-        state = await fleet.until(lambda state: state.step >= 2)
+        fleet.allow(1)
+        state = await fleet.until(lambda state: state.step == 2)
         assert fleet.shards[0].decisions[:2] == fleet.shards[1].decisions[:2]
         assert fleet.shards[1].decisions[1].id.attempt == 1
 
@@ -111,8 +114,8 @@ def test_a_coordinator_that_starts_again_goes_on_where_it_was(tmp_path: Path) ->
         renewed = await fleet.stub.RenewLease(pb.RenewLeaseRequest(run="digits", member=member))
         assert renewed.round == round_pb2.RoundId(round=4, attempt=1)
         assert (await fleet.join(request_id="j")).member == member
-        fleet.allow(2)  # one for the gathering of the coordinator before
-        await fleet.until(lambda state: state.step >= 5)
+        fleet.allow()
+        await fleet.until(lambda state: state.step == 5)
         await fleet.until(lambda _: all(len(shard.decisions) >= 5 for shard in fleet.shards))
         assert fleet.shards[0].decisions[:5] == fleet.shards[1].decisions[:5]
         assert fleet.shards[0].decisions[4].groups[0].lr == 0.5
@@ -152,5 +155,68 @@ def test_a_run_that_nobody_loads_is_dropped(tmp_path: Path) -> None:
         await eventually(lambda: not any(shard.held for shard in fleet.shards))
         async with refused("RUN_NOT_FOUND"):
             await fleet.state()
+
+    play(tmp_path, scenario)
+
+
+def test_a_coordinator_that_stood_still_takes_nobody_for_lost(tmp_path: Path) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        await fleet.create(digits(workers=2))
+        await fleet.join(lease=10)
+        fleet.now += 60
+        fleet.service.make_up_for(60)
+        fleet.service.tick()
+        state = await fleet.state()
+        assert [worker.member.worker for worker in state.workers] == ["a"]
+        assert state.status == pb.RUN_STATUS_WAITING, "shards are here"
+        fleet.now += 10
+        fleet.service.tick()
+        assert not (await fleet.state()).workers
+
+    play(tmp_path, scenario)
+
+
+def test_a_coordinator_notices_that_it_stood_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        noticed: list[float] = []
+        monkeypatch.setattr(fleet.service, "make_up_for", noticed.append)
+        time.sleep(0.8)  # noqa: ASYNC251 (that is the fault)
+        await eventually(lambda: bool(noticed))
+        assert noticed[0] >= 0.5
+
+    play(tmp_path, scenario)
+
+
+def test_what_cannot_be_recorded_is_not_told_until_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        await fleet.create(digits(workers=None))
+        member = (await fleet.join()).member
+        fleet.allow(1)
+        await fleet.until(lambda state: state.step == 1)
+        with monkeypatch.context() as disk:
+
+            def write(*_: object) -> None:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+            disk.setattr(Slots, "write", write)
+            fleet.allow(1)
+            state = await fleet.until(lambda state: state.status == pb.RUN_STATUS_RECOVERING)
+            assert state.problem == "the coordinator cannot record its decisions: No space left on device"
+            assert (state.step, state.last_decision.step, state.round.round) == (1, 1, 1)
+            renew = pb.RenewLeaseRequest(run="digits", member=member)
+            rate = pb.UpdateRunRequest(run="digits", rate=pb.RateChange(lr=0.5))
+            for call in (fleet.stub.RenewLease(renew), fleet.join("b"), fleet.stub.UpdateRun(rate)):
+                async with refused("RUN_RECOVERING", "No space left"):
+                    await call
+            fleet.service.tick()
+            assert len(fleet.shards[0].decisions) == 1
+            assert (await fleet.state()).step == 1
+        state = await fleet.until(lambda state: state.step == 2)
+        assert state.status == pb.RUN_STATUS_TRAINING
+        assert (await fleet.stub.RenewLease(renew)).round.round == 2
+        await fleet.join("b")
+        fleet.allow(1)
+        state = await fleet.until(lambda state: state.step == 3)
+        assert [worker.member.worker for worker in state.workers] == ["a", "b"]
 
     play(tmp_path, scenario)

@@ -31,6 +31,16 @@ class Chunk(_message.Message):
     data: bytes
     def __init__(self, offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
+class SharedChunk(_message.Message):
+    __slots__ = ("offset", "count", "at")
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    offset: int
+    count: int
+    at: int
+    def __init__(self, offset: _Optional[int] = ..., count: _Optional[int] = ..., at: _Optional[int] = ...) -> None: ...
+
 class Range(_message.Message):
     __slots__ = ("start", "count")
     START_FIELD_NUMBER: _ClassVar[int]
@@ -100,12 +110,14 @@ class PushHeader(_message.Message):
     def __init__(self, run: _Optional[str] = ..., member: _Optional[_Union[_round_pb2.Member, _Mapping]] = ..., id: _Optional[_Union[_round_pb2.RoundId, _Mapping]] = ..., weight: _Optional[float] = ..., ranges: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., layout_version: _Optional[int] = ...) -> None: ...
 
 class PushRequest(_message.Message):
-    __slots__ = ("header", "chunk")
+    __slots__ = ("header", "chunk", "shared")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
     header: PushHeader
     chunk: Chunk
-    def __init__(self, header: _Optional[_Union[PushHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ...) -> None: ...
+    shared: SharedChunk
+    def __init__(self, header: _Optional[_Union[PushHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., shared: _Optional[_Union[SharedChunk, _Mapping]] = ...) -> None: ...
 
 class PushResponse(_message.Message):
     __slots__ = ("status", "id", "step")
@@ -118,7 +130,7 @@ class PushResponse(_message.Message):
     def __init__(self, status: _Optional[_Union[ReceiptStatus, str]] = ..., id: _Optional[_Union[_round_pb2.RoundId, _Mapping]] = ..., step: _Optional[int] = ...) -> None: ...
 
 class PullRequest(_message.Message):
-    __slots__ = ("run", "round", "member", "ranges", "attempt", "step", "averaged", "layout_version", "state")
+    __slots__ = ("run", "round", "member", "ranges", "attempt", "step", "averaged", "layout_version", "state", "shared")
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     MEMBER_FIELD_NUMBER: _ClassVar[int]
@@ -128,6 +140,7 @@ class PullRequest(_message.Message):
     AVERAGED_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_VERSION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
     run: str
     round: int
     member: _round_pb2.Member
@@ -137,7 +150,8 @@ class PullRequest(_message.Message):
     averaged: bool
     layout_version: int
     state: bool
-    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., member: _Optional[_Union[_round_pb2.Member, _Mapping]] = ..., ranges: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., attempt: _Optional[int] = ..., step: _Optional[int] = ..., averaged: bool = ..., layout_version: _Optional[int] = ..., state: bool = ...) -> None: ...
+    shared: bool
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., member: _Optional[_Union[_round_pb2.Member, _Mapping]] = ..., ranges: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., attempt: _Optional[int] = ..., step: _Optional[int] = ..., averaged: bool = ..., layout_version: _Optional[int] = ..., state: bool = ..., shared: bool = ...) -> None: ...
 
 class StateBuffer(_message.Message):
     __slots__ = ("group", "name", "count")
@@ -168,9 +182,69 @@ class PullHeader(_message.Message):
     def __init__(self, step: _Optional[int] = ..., round: _Optional[int] = ..., decision: _Optional[_Union[_round_pb2.Decision, _Mapping]] = ..., buffers: _Optional[_Iterable[_Union[StateBuffer, _Mapping]]] = ..., updates: _Optional[_Iterable[int]] = ..., scalars: _Optional[_Iterable[float]] = ..., state_id: _Optional[str] = ...) -> None: ...
 
 class PullResponse(_message.Message):
-    __slots__ = ("header", "chunk")
+    __slots__ = ("header", "chunk", "shared")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
     header: PullHeader
     chunk: Chunk
-    def __init__(self, header: _Optional[_Union[PullHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ...) -> None: ...
+    shared: SharedChunk
+    def __init__(self, header: _Optional[_Union[PullHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., shared: _Optional[_Union[SharedChunk, _Mapping]] = ...) -> None: ...
+
+class ShareMemoryOffer(_message.Message):
+    __slots__ = ("run", "member", "layout_version")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    member: _round_pb2.Member
+    layout_version: int
+    def __init__(self, run: _Optional[str] = ..., member: _Optional[_Union[_round_pb2.Member, _Mapping]] = ..., layout_version: _Optional[int] = ...) -> None: ...
+
+class ShareMemoryProof(_message.Message):
+    __slots__ = ("process", "descriptor", "start", "count", "secret")
+    PROCESS_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTOR_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    SECRET_FIELD_NUMBER: _ClassVar[int]
+    process: int
+    descriptor: int
+    start: int
+    count: int
+    secret: int
+    def __init__(self, process: _Optional[int] = ..., descriptor: _Optional[int] = ..., start: _Optional[int] = ..., count: _Optional[int] = ..., secret: _Optional[int] = ...) -> None: ...
+
+class ShareMemoryRequest(_message.Message):
+    __slots__ = ("offer", "proof")
+    OFFER_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
+    offer: ShareMemoryOffer
+    proof: ShareMemoryProof
+    def __init__(self, offer: _Optional[_Union[ShareMemoryOffer, _Mapping]] = ..., proof: _Optional[_Union[ShareMemoryProof, _Mapping]] = ...) -> None: ...
+
+class ShareMemoryChallenge(_message.Message):
+    __slots__ = ("secret",)
+    SECRET_FIELD_NUMBER: _ClassVar[int]
+    secret: bytes
+    def __init__(self, secret: _Optional[bytes] = ...) -> None: ...
+
+class ShareMemoryTerms(_message.Message):
+    __slots__ = ("process", "parameters", "journal", "begun")
+    PROCESS_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    JOURNAL_FIELD_NUMBER: _ClassVar[int]
+    BEGUN_FIELD_NUMBER: _ClassVar[int]
+    process: int
+    parameters: int
+    journal: int
+    begun: int
+    def __init__(self, process: _Optional[int] = ..., parameters: _Optional[int] = ..., journal: _Optional[int] = ..., begun: _Optional[int] = ...) -> None: ...
+
+class ShareMemoryResponse(_message.Message):
+    __slots__ = ("challenge", "terms")
+    CHALLENGE_FIELD_NUMBER: _ClassVar[int]
+    TERMS_FIELD_NUMBER: _ClassVar[int]
+    challenge: ShareMemoryChallenge
+    terms: ShareMemoryTerms
+    def __init__(self, challenge: _Optional[_Union[ShareMemoryChallenge, _Mapping]] = ..., terms: _Optional[_Union[ShareMemoryTerms, _Mapping]] = ...) -> None: ...

@@ -56,6 +56,11 @@ class ShardStub(object):
                 request_serializer=stepd_dot_v1_dot_shard__pb2.PullRequest.SerializeToString,
                 response_deserializer=stepd_dot_v1_dot_shard__pb2.PullResponse.FromString,
                 _registered_method=True)
+        self.ShareMemory = channel.stream_stream(
+                '/stepd.v1.Shard/ShareMemory',
+                request_serializer=stepd_dot_v1_dot_shard__pb2.ShareMemoryRequest.SerializeToString,
+                response_deserializer=stepd_dot_v1_dot_shard__pb2.ShareMemoryResponse.FromString,
+                _registered_method=True)
 
 
 class ShardServicer(object):
@@ -98,6 +103,15 @@ class ShardServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ShareMemory(self, request_iterator, context):
+        """Shares memory with a worker on the same host, for as long as the call lasts: gradients and parameters then need not
+        be sent. Offer, challenge, proof, terms, in this order, and nothing after. FAILED_PRECONDITION (NOT_SHARED) if either
+        cannot reach the other's memory: then everything goes as without this call, which no worker has to know.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ShardServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -120,6 +134,11 @@ def add_ShardServicer_to_server(servicer, server):
                     servicer.Pull,
                     request_deserializer=stepd_dot_v1_dot_shard__pb2.PullRequest.FromString,
                     response_serializer=stepd_dot_v1_dot_shard__pb2.PullResponse.SerializeToString,
+            ),
+            'ShareMemory': grpc.stream_stream_rpc_method_handler(
+                    servicer.ShareMemory,
+                    request_deserializer=stepd_dot_v1_dot_shard__pb2.ShareMemoryRequest.FromString,
+                    response_serializer=stepd_dot_v1_dot_shard__pb2.ShareMemoryResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -232,6 +251,33 @@ class Shard(object):
             '/stepd.v1.Shard/Pull',
             stepd_dot_v1_dot_shard__pb2.PullRequest.SerializeToString,
             stepd_dot_v1_dot_shard__pb2.PullResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShareMemory(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/stepd.v1.Shard/ShareMemory',
+            stepd_dot_v1_dot_shard__pb2.ShareMemoryRequest.SerializeToString,
+            stepd_dot_v1_dot_shard__pb2.ShareMemoryResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -110,6 +110,11 @@ class Fleet:
             logger.warning("shard %d (%s) has not been heard of for %g s", shard.index, shard.target, SHARD_TIMEOUT_S)
         return [shard.index for shard in silent]
 
+    def make_up_for(self, seconds: float) -> None:
+        """Nobody could be heard of for so long: shards have that much longer to be heard of."""
+        for shard in self.shards:
+            shard.heard += seconds
+
     def check_complete(self) -> None:
         """Raise Unavailable FLEET_INCOMPLETE, naming the shards that are not here."""
         missing = [shard.index for shard in self.shards if not shard.ready]

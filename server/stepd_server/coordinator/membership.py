@@ -281,6 +281,13 @@ class Membership:
         self._asked = {id_: times for id_, times in self._asked.items() if now - times[1] < _ASKED_S}
         return [seat.member for seat in lost] + gone
 
+    def make_up_for(self, seconds: float) -> None:
+        """Nobody could be heard of for so long: leases end that much later."""
+        for seat in self._seats.values():
+            seat.heard += seconds
+        self._leaving = {member: expires + seconds for member, expires in self._leaving.items()}
+        self._asked = {id_: (since + seconds, last + seconds) for id_, (since, last) in self._asked.items()}
+
     def _remove(self, seat: Seat, now: float, why: str) -> None:
         del self._seats[seat.member.worker]
         self._gone.pop(seat.member.rank, None)

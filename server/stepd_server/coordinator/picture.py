@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from stepd import specs
 from stepd.definitions import RunSpec
-from stepd.errors import FailedPrecondition
+from stepd.errors import FailedPrecondition, Unavailable
 from stepd.v1 import coordinator_pb2, run_pb2
-from stepd_server.coordinator import convert, decision, places
+from stepd_server.coordinator import convert, decision, events, places
 from stepd_server.coordinator.fleet import Fleet
 from stepd_server.coordinator.membership import Membership
 from stepd_server.coordinator.plateaus import Plateaus
@@ -18,7 +19,7 @@ from stepd_server.coordinator.rounds import Rounds
 from stepd_server.coordinator.seats import Gone
 from stepd_server.coordinator.store import RunRecord, RunStore
 from stepd_server.coordinator.tally import Tally
-from stepd_server.coordinator.vocabulary import Member, Phase, RoundId
+from stepd_server.coordinator.vocabulary import Decision, Member, Phase, RoundId
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,10 @@ class RunPicture:
         self._rounds: Rounds | None = None
         # When the attempt under way began.
         self._gathering_since = 0.0
-        # Why nothing goes on though the rounds would; empty: it does.
-        self._broken = ""
+        # What follows from events and is yet to be done, as its first cannot be recorded; and why it cannot.
+        self._undone: deque[events.Action] = deque()
+        self._obstacle = ""
+        self._closed = False
 
     @property
     def name(self) -> str:
@@ -74,17 +77,24 @@ class RunPicture:
         return self._rounds is not None
 
     @property
+    def last(self) -> Decision | None:
+        """The last decision that may be told: one that could not be recorded yet would be taken back by a kill."""
+        if self._obstacle:
+            return self._store.last_decision
+        return self._rounds.last if self._rounds else None
+
+    @property
     def step(self) -> int:
-        return self._rounds.step if self._rounds else 0
+        return self.last.step if self.last else 0
 
     @property
     def status(self) -> coordinator_pb2.RunStatus:
         rounds = self._rounds
         if rounds is None:
             return coordinator_pb2.RUN_STATUS_LOADING
-        elif self._broken or rounds.phase is Phase.LOST:
+        elif self._closed or rounds.phase is Phase.LOST:
             return coordinator_pb2.RUN_STATUS_LOST
-        elif rounds.phase is Phase.RECOVERING:
+        elif self._obstacle or rounds.phase is Phase.RECOVERING:
             return coordinator_pb2.RUN_STATUS_RECOVERING
         elif rounds.waits_for_members:
             return coordinator_pb2.RUN_STATUS_WAITING
@@ -92,8 +102,10 @@ class RunPicture:
 
     @property
     def problem(self) -> str:
-        if self._broken or self._rounds is None:
-            return self._broken
+        if self._closed:
+            return "it is closed"
+        elif self._obstacle or self._rounds is None:
+            return self._obstacle
         whom = places.missing_text(self._missing(), self._clocks.steady())
         return self._rounds.problem + (f": {whom}" if whom else "")
 
@@ -121,8 +133,11 @@ class RunPicture:
 
     def state(self, *, of: Member | None = None) -> coordinator_pb2.RunState:
         """What is known of it; for a member, `round` is the first that takes its contribution."""
-        rounds, last = self._rounds, self._rounds.last if self._rounds else None
-        at = RoundId(0, 0) if rounds is None else rounds.first_round_of(of) if of else rounds.id
+        rounds, last = self._rounds, self.last
+        if rounds is None or self._obstacle:
+            at = RoundId(last.id.round + 1 if last else 0, 0)
+        else:
+            at = rounds.first_round_of(of) if of else rounds.id
         now = self._clocks.steady()
         awaited = dict.fromkeys(rounds.awaited if rounds else (), now - self._gathering_since)
         return coordinator_pb2.RunState(
@@ -157,3 +172,8 @@ class RunPicture:
         if self.status == coordinator_pb2.RUN_STATUS_LOST:
             raise FailedPrecondition(f"run {self.name!r} is lost: {self.problem}", reason="RUN_LOST", run=self.name)
         return self._rounds
+
+    def _check_recording(self) -> None:
+        """Raise Unavailable while something is decided that nobody may know of, as it is not recorded."""
+        if self._obstacle:
+            raise Unavailable(f"run {self.name!r}: {self._obstacle}", reason="RUN_RECOVERING", run=self.name)

@@ -80,7 +80,7 @@ class Run(RunPicture):
 
     async def close(self, *, deleted: bool) -> None:
         """Stop everything; whoever watches a deleted run is told."""
-        self._broken = "it is closed"
+        self._closed = True
         if deleted:
             self._watchers.close(NotFound(f"run {self.name!r} was deleted", reason="RUN_NOT_FOUND", run=self.name))
         await self._driver.stop()
@@ -99,16 +99,26 @@ class Run(RunPicture):
 
     def tell(self, event: events.Event) -> None:
         """Take an event in and do at once what follows from it, in order."""
-        if self._rounds is None or self._broken:
+        if self._rounds is None or self._closed:
             return
         self.tally.take_in(event, self._clocks.steady())
-        try:
-            for action in self._rounds.apply(event):
-                self._perform(action)
-        except OSError as error:
-            # What cannot be recorded must not be told. A coordinator that starts again goes on from what is.
-            self._broken = f"the coordinator cannot record its decisions: {error}"
-            logger.exception("run %r: %s", self.name, self._broken)
+        self._undone.extend(self._rounds.apply(event))
+        self.take_up()
+
+    def take_up(self) -> None:
+        """Do what is yet to be done, in order, for as long as it can be recorded: what cannot must not be told."""
+        while self._undone:
+            try:
+                self._perform(self._undone[0])
+            except OSError as error:
+                if not self._obstacle:
+                    logger.error("run %r: cannot record what is decided: %s", self.name, error)  # noqa: TRY400
+                self._obstacle = f"the coordinator cannot record its decisions: {error.strerror or error}"
+                return
+            self._undone.popleft()
+        if self._obstacle:
+            logger.info("run %r: what is decided can be recorded again", self.name)
+            self._obstacle = ""
 
     def _perform(self, action: events.Action) -> None:
         match action:
@@ -159,6 +169,7 @@ class Run(RunPicture):
     def join(self, request_id: str, name: str, rank: int | None, lease: float, again: Member | None = None) -> Seat:
         """Give a worker a place; it is on file when this returns."""
         rounds = self._going_rounds()
+        self._check_recording()
         seat, old, new = self._membership.join(
             policy_of(self._spec.sync),
             name=name,
@@ -174,16 +185,25 @@ class Run(RunPicture):
             self.tell(events.MemberJoined(seat.member))
             seat.first_round = rounds.first_round_of(seat.member).round
             try:
-                self._store.write_member(seat)
-            except OSError as error:
-                self._membership.leave(seat.member, self._clocks.steady())
-                self.tell(events.MemberLost(seat.member))
-                raise ResourceExhausted(
-                    f"run {self.name!r}: the coordinator cannot write down who joins: {error.strerror}", run=self.name
-                ) from error
-        if old is not None:
-            self._forget(old.member)
+                self._write_member(seat)
+            finally:
+                if old is not None:
+                    self._forget(old.member)
         return seat
+
+    def _write_member(self, seat: Seat) -> None:
+        try:
+            self._store.write_member(seat)
+            self._check_recording()
+        except (OSError, Unavailable) as error:
+            self._membership.leave(seat.member, self._clocks.steady())
+            self._forget(seat.member)
+            self.tell(events.MemberLost(seat.member))
+            if isinstance(error, Unavailable):
+                raise
+            raise ResourceExhausted(
+                f"run {self.name!r}: the coordinator cannot write down who joins: {error.strerror}", run=self.name
+            ) from error
 
     def _forget(self, member: Member) -> None:
         try:
@@ -209,6 +229,7 @@ class Run(RunPicture):
         seat.metrics |= metrics
         self._reports.add(member.worker, metrics)
         self._observe(seat, observed, observed_before)
+        self._check_recording()
         return rounds.first_round_of(member)
 
     def _observe(self, seat: Seat, observed: Sequence[float], observed_before: int) -> None:
@@ -234,6 +255,11 @@ class Run(RunPicture):
             logger.info("run %r: %s leaves", self.name, member)
             self._forget(member)
             self.tell(events.MemberLeft(member, contributed))
+
+    def make_up_for(self, seconds: float) -> None:
+        """The coordinator stood still for so long, and heard of nobody: no lease ran meanwhile."""
+        self._membership.make_up_for(seconds)
+        self.loading_since += seconds
 
     def expire_leases(self) -> None:
         for member in self._membership.expire(self._clocks.steady()):
@@ -264,6 +290,7 @@ class Run(RunPicture):
 
     def _change(self, spec: RunSpec, rated: Container[int] = (), **record: Any) -> None:
         """The owner has changed the run: in one file, with what rates that go by reports begin with from here."""
+        self._check_recording()
         plateaus = copy.copy(self._plateaus)
         plateaus.change(spec, rated)
         states = plateaus.to_bytes().decode()

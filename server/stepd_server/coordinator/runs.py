@@ -109,7 +109,13 @@ class Runs:
                 run_id=secrets.token_hex(8), spec=specs.run_to_proto(spec), layout=self._lay_out(spec)
             )
             record = RunRecord(prepared, request_id, self._clocks.wall())
-            self._store.create(record)
+            try:
+                self._store.create(record)
+            except OSError as error:
+                raise ResourceExhausted(
+                    f"run {spec.name!r}: the coordinator cannot write down what it is to be: {error.strerror}",
+                    run=spec.name,
+                ) from error
             run = self._runs[spec.name] = self._open(record)
             try:
                 answers = await self._fleet.call_all("PrepareRun", prepared, _PREPARE_S)
@@ -255,9 +261,15 @@ class Runs:
         for run in self.all():
             run.shard_away(shard)
 
+    def make_up_for(self, seconds: float) -> None:
+        """The coordinator stood still for so long."""
+        for run in self.all():
+            run.make_up_for(seconds)
+
     def tick(self) -> None:
         """Let time take effect."""
         for run in self.all():
+            run.take_up()
             run.expire_leases()
             if not run.started and self._clocks.steady() - run.loading_since >= LOADING_TIMEOUT_S:
                 run.loading_since = self._clocks.steady()

@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 import grpc.aio
 from google.protobuf.duration_pb2 import Duration
 
-from stepd.limits import SHARD_INTERVAL_S
+from stepd.limits import LEASE_S_MIN, SHARD_INTERVAL_S
 from stepd.settings import refuse
 from stepd.v1 import coordinator_pb2 as pb
 from stepd.v1 import coordinator_pb2_grpc
@@ -92,13 +92,24 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
         return self._running
 
     async def _tick_for_ever(self) -> None:
+        clock = asyncio.get_running_loop().time
         while True:
+            slept = clock()
             await asyncio.sleep(_TICK_S)
+            late = clock() - slept - _TICK_S
             try:
+                if late >= LEASE_S_MIN / 2:
+                    self.make_up_for(late)
                 self.tick()
             except Exception:
                 # Without a clock no lease would ever run out.
                 logger.exception("the coordinator's clock stumbled")
+
+    def make_up_for(self, seconds: float) -> None:
+        """This process stood still for so long: stopped, or without a processor. Whoever lives has not been heard."""
+        logger.warning("the coordinator stood still for %.1f s: leases end that much later", seconds)
+        self._fleet.make_up_for(seconds)
+        self._runs.make_up_for(seconds)
 
     def tick(self) -> None:
         """Let time take effect: on shards first, then on leases."""

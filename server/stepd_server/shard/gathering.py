@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from stepd.errors import Aborted, InvalidArgument, MissingGradient, StepdError
+from stepd.errors import Aborted, FailedPrecondition, InvalidArgument, MissingGradient, StepdError
 from stepd.rules.base import Array
 from stepd.v1 import round_pb2, run_pb2, shard_control_pb2, shard_pb2
 from stepd_server.shard.coverage import Coverage, Track
@@ -252,6 +252,11 @@ def layout_changed(run: str, version: int) -> Aborted:
         run=run,
         layout_version=version,
     )
+
+
+def not_shared(why: str) -> FailedPrecondition:
+    """The error for memory that this shard cannot read."""
+    return FailedPrecondition(f"no memory is shared with this worker: {why}", reason="NOT_SHARED")
 
 
 def as_array(data: memoryview, dtype: np.dtype[Any]) -> Array:

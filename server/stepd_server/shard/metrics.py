@@ -13,10 +13,19 @@ from stepd_server.shard.run import ShardRun
 
 @dataclass(slots=True)
 class Traffic:
-    """Bytes of bulk messages: gradients, parameters, states. One addition for each message."""
+    """Bytes of bulk messages: gradients, parameters, states. One addition for each message.
+
+    Attributes:
+        received: in messages.
+        sent: in messages.
+        read: of gradients where they lie in shared memory.
+        shown: of parameters that workers were told to read in shared memory.
+    """
 
     received: int = 0
     sent: int = 0
+    read: int = 0
+    shown: int = 0
 
 
 def samples(index: int, runs: Iterable[ShardRun], traffic: Traffic) -> Iterator[Sample]:
@@ -24,6 +33,8 @@ def samples(index: int, runs: Iterable[ShardRun], traffic: Traffic) -> Iterator[
     shard = str(index)
     yield Sample(catalogue.BYTES, ("in", "grpc", shard), traffic.received)
     yield Sample(catalogue.BYTES, ("out", "grpc", shard), traffic.sent)
+    yield Sample(catalogue.BYTES, ("in", "shm", shard), traffic.read)
+    yield Sample(catalogue.BYTES, ("out", "shm", shard), traffic.shown)
     for run in runs:
         for phase, taken in run.phases.taken.items():
             yield Sample(catalogue.STEP_SECONDS, (run.name, phase, shard), taken)

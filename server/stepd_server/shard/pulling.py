@@ -11,11 +11,12 @@ import numpy as np
 
 from stepd import wire
 from stepd.errors import FailedPrecondition, NotFound
-from stepd.limits import BLOCK_ELEMENTS, CHUNK_BYTES, WAIT_S
+from stepd.limits import BLOCK_ELEMENTS, CHUNK_BYTES, READER_GRACE_S, SHARED_BYTES_AT_ONCE, WAIT_S
+from stepd.rules.base import Array
 from stepd.v1 import round_pb2, shard_pb2
 from stepd_server.shard.arena import Arena
 from stepd_server.shard.averaging import averaged, check_averages
-from stepd_server.shard.gathering import Gathering, layout_changed, restarted
+from stepd_server.shard.gathering import Gathering, Key, key_of, layout_changed, not_shared, restarted
 from stepd_server.shard.phases import Phases
 from stepd_server.shard.reading import Reader, cut_into, pending, version_passed
 from stepd_server.shard.signal import Signal
@@ -41,6 +42,8 @@ class Pulling:
         # Up to which element parameters have the version that is being applied; None between steps.
         self._applied_to: int | None = None
         self._readers: set[Reader] = set()
+        # Of members that share theirs: where their contributions lie.
+        self.memories: dict[Key, Array] = {}
 
     # --- Parameters ---------------------------------------------------------------------------------------------
 
@@ -48,6 +51,8 @@ class Pulling:
         """Stream one version of the parameters, or of their averages."""
         if request.averaged:
             check_averages(self.arena.piece)
+        if request.shared and (request.averaged or request.state or key_of(request.member) not in self.memories):
+            raise not_shared("it has not asked, or this shard has been started again")
         await self._wait(lambda: self._has_version(request), request.round if request.HasField("round") else None)
         # From here to the first yield nothing else runs: the version cannot change before the reader is known.
         reader = Reader(state=request.state)
@@ -68,26 +73,39 @@ class Pulling:
             if request.state:
                 return
             # Averages that a rule has to be asked for are made a block at a time.
-            size = CHUNK_BYTES // self.arena.piece.dtype.itemsize
+            size = (SHARED_BYTES_AT_ONCE if request.shared else CHUNK_BYTES) // self.arena.piece.dtype.itemsize
             for start, stop in cut_into(ranges, min(size, BLOCK_ELEMENTS) if request.averaged else size):
                 # What a step leaves as it is is averaged last.
                 await self._until_final(None if request.averaged else stop)
                 if reader.cut:
                     raise version_passed(self.name, step, self._present_step)
-                content = averaged(self.arena, start, stop) if request.averaged else self.arena.parameters[start:stop]
-                yield wire.encode_chunk(start, content.nbytes, [content.view(np.uint8).data])
+                yield self._part(request, start, stop)
+            if request.shared:
+                # It still reads, and ends the call when it has; or else we do, as with any reader that takes too long.
+                await self._changed.until(lambda: reader.cut, READER_GRACE_S)
         finally:
-            self._readers.discard(reader)
-            if not self._readers:
-                self.phases.sent()
-            self._changed.notify()
+            self._leave(reader)
+
+    def _part(self, request: shard_pb2.PullRequest, start: int, stop: int) -> bytes:
+        """One message of what is asked for: values, or where they lie."""
+        if request.shared:
+            chunk = shard_pb2.SharedChunk(offset=start, count=stop - start)
+            return shard_pb2.PullResponse(shared=chunk).SerializeToString()
+        content = averaged(self.arena, start, stop) if request.averaged else self.arena.parameters[start:stop]
+        return wire.encode_chunk(start, content.nbytes, [content.view(np.uint8).data])
+
+    def _leave(self, reader: Reader) -> None:
+        self._readers.discard(reader)
+        if not self._readers:
+            self.phases.sent()
+        self._changed.notify()
 
     def _has_version(self, request: shard_pb2.PullRequest) -> bool:
         """Whether the parameters asked for are here, or on their way through an update."""
         self._check_alive()
         if not self.arena.sealed:
             raise FailedPrecondition(f"run {self.name!r} has not started", reason="RUN_NOT_STARTED")
-        if not self._has_layout(request.layout_version):
+        if not self.has_layout(request.layout_version):
             return False
         if request.HasField("round") and request.round >= self._round:
             gathering = self._gathering
@@ -135,6 +153,10 @@ class Pulling:
         now = self.arena.round if round_number is None else round_number
         raise pending(self.name, now, self._gathering.awaited if self._gathering else None)
 
+    async def until_closed(self) -> None:
+        """Wait until the run is closed here."""
+        await self._changed.until(lambda: self.closed)
+
     def _check_alive(self) -> bool:
         if self.closed:
             raise NotFound(f"run {self.name!r} was deleted", reason="RUN_NOT_FOUND", run=self.name)
@@ -151,7 +173,7 @@ class Pulling:
             now = self._gathering.id if self._gathering else (self.arena.round, 0)
             raise restarted(self.name, *now)
 
-    def _has_layout(self, version: int) -> bool:
+    def has_layout(self, version: int) -> bool:
         """Whether a caller's layout is the present one; one that is to come may be waited for."""
         present = self.arena.piece.version
         if version < present:

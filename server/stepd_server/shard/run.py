@@ -129,7 +129,7 @@ class ShardRun(Pulling):
         self._check_alive()
         if header.id.round < self._round:
             return True
-        if not self._has_layout(header.layout_version):
+        if not self.has_layout(header.layout_version):
             return False
         gathering = self._gathering
         if gathering is None or self._finishing is not None or header.id.round > gathering.id[0]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import shutil
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
@@ -13,13 +14,16 @@ import grpc
 
 from stepd import wire
 from stepd.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from stepd.rules.base import Array
 from stepd.v1 import coordinator_pb2, shard_control_pb2, shard_control_pb2_grpc, shard_pb2
 from stepd_server.metrics.catalogue import Sample
 from stepd_server.shard import metrics
 from stepd_server.shard.arena import Arena, read_prepared
 from stepd_server.shard.extending import Extension, no_extension, restore
+from stepd_server.shard.gathering import key_of
 from stepd_server.shard.plan import Piece
 from stepd_server.shard.run import ShardRun
+from stepd_server.shard.sharing import parts, share
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +47,7 @@ class ShardService(shard_control_pb2_grpc.ShardControlServicer):
         """Register both services."""
         shard_control_pb2_grpc.add_ShardControlServicer_to_server(self, server)
         # Bulk messages are taken as bytes and read by stepd.wire.
-        handlers = {
+        handlers: dict[str, Any] = {
             "LoadParameters": grpc.stream_unary_rpc_method_handler(
                 self.load_parameters, response_serializer=shard_pb2.LoadParametersResponse.SerializeToString
             ),
@@ -55,6 +59,11 @@ class ShardService(shard_control_pb2_grpc.ShardControlServicer):
             ),
             "Pull": grpc.unary_stream_rpc_method_handler(
                 self.pull, request_deserializer=shard_pb2.PullRequest.FromString
+            ),
+            "ShareMemory": grpc.stream_stream_rpc_method_handler(
+                self.share_memory,
+                request_deserializer=shard_pb2.ShareMemoryRequest.FromString,
+                response_serializer=shard_pb2.ShareMemoryResponse.SerializeToString,
             ),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("stepd.v1.Shard", handlers),))
@@ -94,7 +103,21 @@ class ShardService(shard_control_pb2_grpc.ShardControlServicer):
 
     async def push(self, stream: AsyncIterator[bytes], _: Context) -> shard_pb2.PushResponse:
         header = await _first(stream, wire.decode_push, shard_pb2.PushHeader)
-        return await self._run(header.run).push(header, _chunks(stream, self._traffic))
+        run = self._run(header.run)
+        # Looked up with each chunk: what is held here in vain would keep the memory of a worker that is gone.
+        return await run.push(
+            header, _contributed(stream, lambda: run.memories.get(key_of(header.member)), self._traffic)
+        )
+
+    async def share_memory(
+        self, requests: AsyncIterator[shard_pb2.ShareMemoryRequest], _: Context
+    ) -> AsyncGenerator[shard_pb2.ShareMemoryResponse, None]:
+        request = await anext(aiter(requests), None)
+        if request is None or request.WhichOneof("message") != "offer":
+            raise InvalidArgument("sharing memory begins with an offer", reason="BAD_CHUNK", expected="offer")
+        async with aclosing(share(request.offer, requests, self._run(request.offer.run))) as answers:
+            async for answer in answers:
+                yield answer
 
     async def stage_state(self, stream: AsyncIterator[bytes], _: Context) -> shard_pb2.StageStateResponse:
         header = await _first(stream, wire.decode_stage, shard_pb2.StageStateHeader)
@@ -103,9 +126,12 @@ class ShardService(shard_control_pb2_grpc.ShardControlServicer):
 
     async def pull(self, request: shard_pb2.PullRequest, _: Context) -> AsyncGenerator[bytes, None]:
         # Closed at once when the caller goes away: a reader holds the next step back.
-        async with aclosing(self._run(request.run).pull(request)) as messages:
+        run = self._run(request.run)
+        async with aclosing(run.pull(request)) as messages:
             async for message in messages:
                 self._traffic.sent += len(message)
+                if request.shared:
+                    self._traffic.shown += _shared_bytes(message, run)
                 yield message
 
     # --- ShardControl -------------------------------------------------------------------------------------------
@@ -236,11 +262,38 @@ async def _first(stream: AsyncIterator[bytes], decode: Callable[[bytes], object]
     raise InvalidArgument(f"a stream must begin with a {kind.__name__}", reason="BAD_CHUNK")
 
 
+async def _contributed(
+    stream: AsyncIterator[bytes], memory: Callable[[], Array | None], traffic: metrics.Traffic
+) -> AsyncIterator[wire.Chunk]:
+    """The chunks of a contribution, wherever they lie."""
+    async for raw in stream:
+        traffic.received += len(raw)
+        message = wire.decode_push(raw)
+        if isinstance(message, wire.Chunk):
+            yield message
+        elif isinstance(message, shard_pb2.SharedChunk):
+            for chunk in parts(message, memory()):
+                traffic.read += len(chunk.data)
+                yield chunk
+                await asyncio.sleep(0)  # nothing is waited for here, and others want their turn
+        else:
+            raise _second_header()
+
+
 async def _chunks(stream: AsyncIterator[bytes], traffic: metrics.Traffic) -> AsyncIterator[wire.Chunk]:
     """The chunks that follow it. (One form of message for both streams: see stepd.wire.)"""
     async for raw in stream:
         traffic.received += len(raw)
         message = wire.decode_push(raw)
         if not isinstance(message, wire.Chunk):
-            raise InvalidArgument("a stream has one header, at its beginning", reason="BAD_CHUNK")
+            raise _second_header()
         yield message
+
+
+def _shared_bytes(raw: bytes, run: ShardRun) -> int:
+    message = wire.decode_pull(raw)
+    return message.count * run.arena.piece.dtype.itemsize if isinstance(message, shard_pb2.SharedChunk) else 0
+
+
+def _second_header() -> InvalidArgument:
+    return InvalidArgument("a stream has one header, at its beginning", reason="BAD_CHUNK")
