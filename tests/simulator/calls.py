@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.simulator.network import Channel, Network, Server
 
 # Messages of one stream on their way, before its sender waits: flow control.
-WINDOW: Final = 2
+WINDOW: Final = 1
 # Seconds between two messages of a stream: timers of the same time have no order.
 _APART: Final = 1e-7
 # What arrives belongs to nobody until it has arrived: also when its sender is dead by then.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 from stepd.averages import EMA, SWA, Average
 from stepd.policies import AnyClip, Clip, ClipNorm, ClipValue, Reduce, Sync
@@ -15,19 +15,34 @@ _KINDS: Final[tuple[Kind, ...]] = (
     *("cut", "cut", "cut", "again", "part", "stall", "alone", "slow"),
     *("kill", "kill", "die", "die", "die", "die", "stop", "wall"),
 )
+# What most worlds are not: shards that die in one step after the other, messages that get lost all the time, somebody
+# who reads while everything takes long, servers and workers that are killed.
+Theme: TypeAlias = Literal["steps", "links", "reads", "kills"]
+_THEMES: Final[dict[Theme | None, tuple[Kind, ...]]] = {
+    None: _KINDS,
+    "steps": ("die",),
+    "links": ("cut", "cut", "again", "part"),
+    "reads": ("slow", "stall", "slow", "die"),
+    "kills": ("kill", "kill", "die"),
+}
+_ALL: Final[tuple[Theme, ...]] = ("steps", "links", "reads", "kills")
 # Messages of one worker with one shard in one round, roughly: faults are spread over as many as there will be.
-_MESSAGES: Final = 16
+_MESSAGES: Final = 14
 # Shapes of parameters in blocks of 8: the first over several blocks, which no two gradients have in common by chance;
 # the others also in one block, without dimensions, empty.
 _FIRST_SHAPES: Final[tuple[tuple[int, ...], ...]] = ((4, 5), (17,), (25,))
 _SHAPES: Final[tuple[tuple[int, ...], ...]] = ((3,), (), (11,), (0, 2), (2, 3), (16,))
 # Where a shard dies: at any of its stores, or at a kind of them that is seldom met by chance.
-_PLACES: Final = ("", "", "update", "PROGRESS", "INTENT", "ROUND", "GATHERED", "array", "write_bytes", "replace")
+_PLACES: Final = (
+    *("", "", "update", "update", "update", "array", "write_bytes", "replace"),
+    *("PROGRESS", "INTENT", "ROUND", "GATHERED"),
+)
 
 
-def draw(seed: int) -> Scenario:
-    """The scenario of a seed."""
-    rng = random.Random(f"scenario {seed}")
+def draw(seed: int, theme: Theme | None = None) -> Scenario:
+    """The scenario of a seed; of all of them, or of those with a theme."""
+    rng = random.Random(f"scenario {seed}" + (f" of {theme}" if theme else ""))
+    theme = theme or rng.choice((None, None, None, None, None, *_ALL))
     shards, workers = rng.choice((1, 2, 2, 3)), rng.choice((1, 2, 2, 3))
     target = rng.randint(2, 4)
     rule: Rule = rng.choice(
@@ -67,22 +82,24 @@ def draw(seed: int) -> Scenario:
         changes=tuple(sorted(changes, key=lambda change: change.step)),
         deleted=rng.randrange(target) if rng.random() < 0.04 else None,
         average=average,
-        reader=rng.random() < 0.25,
+        reader=theme == "reads" or rng.random() < 0.2,
         early=rng.random() < 0.06,
-        faults=_faults(rng, shards, workers, target, fixed=fixed),
+        faults=_faults(rng, theme, shards, workers, target, fixed=fixed),
     )
 
 
-def _faults(rng: random.Random, shards: int, workers: int, target: int, *, fixed: bool) -> tuple[Fault, ...]:
+def _faults(
+    rng: random.Random, theme: Theme | None, shards: int, workers: int, target: int, *, fixed: bool
+) -> tuple[Fault, ...]:
     messages = _MESSAGES * shards * workers * target
     servers = ["coordinator", *(f"shard-{i}" for i in range(shards))]
     hosts = [*servers, *(f"worker-{i}" for i in range(workers))]
     faults = []
-    for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 4))):
-        kind: Kind = rng.choice(_KINDS)
+    for _ in range(5 if theme else rng.choice((0, 1, 2, 2, 3, 4))):
+        kind: Kind = rng.choice(_THEMES[theme])
         host, stores, where = rng.choice(hosts), 0, ""
         if kind == "die":
-            host = rng.choice(servers)
+            host = rng.choice(servers[1:] if theme == "steps" else servers)
             where = "" if host == "coordinator" else rng.choice(_PLACES)
             stores = rng.randint(1, 8 if where else 20)
         elif kind in ("cut", "again"):

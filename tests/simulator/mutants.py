@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import pytest
 
@@ -26,27 +26,32 @@ from stepd_server.shard.gathering import Gathering
 from stepd_server.shard.journal import Field, Journal
 from stepd_server.shard.remembering import Remembering
 from stepd_server.shard.run import ShardRun
+from tests.simulator.drawing import Theme
 from tests.simulator.loop import running
 
-Break: Any = Callable[[pytest.MonkeyPatch], None]
+Break: TypeAlias = Callable[[pytest.MonkeyPatch], None]
 
-MUTANTS: Final[dict[str, Break]] = {}
+# By name: what breaks it, and the theme of worlds in which that is to be found soon.
+MUTANTS: Final[dict[str, tuple[Break, Theme]]] = {}
 
 
-def mutant(function: Break) -> Break:
-    MUTANTS[function.__name__] = function
-    return function
+def mutant(theme: Theme) -> Callable[[Break], Break]:
+    def put(function: Break) -> Break:
+        MUTANTS[function.__name__] = (function, theme)
+        return function
+
+    return put
 
 
 # --- A shard's step -----------------------------------------------------------------------------------------------
 
 
-@mutant
+@mutant("steps")
 def what_was_half_done_is_not_undone(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(finishing, "put_back", lambda *_: None)
 
 
-@mutant
+@mutant("steps")
 def progress_is_not_written_down(patch: pytest.MonkeyPatch) -> None:
     store = Journal.store
 
@@ -57,7 +62,7 @@ def progress_is_not_written_down(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Journal, "store", forget)
 
 
-@mutant
+@mutant("steps")
 def intent_is_not_written_down(patch: pytest.MonkeyPatch) -> None:
     """Until the end: a step that was begun looks as if it never was."""
     store = Journal.store
@@ -77,17 +82,17 @@ def intent_is_not_written_down(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(finishing.Finishing, "end", end)
 
 
-@mutant
+@mutant("steps")
 def the_decision_of_a_step_is_not_remembered(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Remembering, "read", lambda _: None)
 
 
-@mutant
+@mutant("steps")
 def sums_are_reported_before_they_are_kept(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(GatheredFile, "write", lambda *_: None)
 
 
-@mutant
+@mutant("steps")
 def a_step_that_was_begun_is_not_finished(patch: pytest.MonkeyPatch) -> None:
     def forget(arena: Any, _: Any) -> None:
         arena.journal.store(Field.INTENT, arena.round)
@@ -95,7 +100,7 @@ def a_step_that_was_begun_is_not_finished(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(run, "resume", forget)
 
 
-@mutant
+@mutant("reads")
 def readers_read_on_while_a_step_is_applied(patch: pytest.MonkeyPatch) -> None:
     async def go_on(_: ShardRun) -> None: ...
 
@@ -105,7 +110,7 @@ def readers_read_on_while_a_step_is_applied(patch: pytest.MonkeyPatch) -> None:
 # --- Contributions ------------------------------------------------------------------------------------------------
 
 
-@mutant
+@mutant("links")
 def what_comes_again_is_added_again(patch: pytest.MonkeyPatch) -> None:
     begin = Gathering.begin
 
@@ -117,12 +122,12 @@ def what_comes_again_is_added_again(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Gathering, "begin", anew)
 
 
-@mutant
+@mutant("kills")
 def whatever_is_late_counts_as_accepted(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(run, "status_outside", lambda *_: shard_pb2.RECEIPT_STATUS_ACCEPTED)
 
 
-@mutant
+@mutant("kills")
 def an_old_attempt_adds_to_the_new_one(patch: pytest.MonkeyPatch) -> None:
     """It was admitted; what of it comes after the round has started over is added to what there is then."""
     patch.setattr(Exchange, "_restarted", _send_on)
@@ -147,17 +152,17 @@ async def _send_on(self: Exchange, contribution: Any, error: Any) -> None:
     await asyncio.sleep(0.01)
 
 
-@mutant
+@mutant("links")
 def sums_by_rank_are_added_as_they_come(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Gathering, "turn", lambda *_: True)
 
 
-@mutant
+@mutant("links")
 def ranges_are_summed_before_all_are_there(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(gathering.Gathering, "complete", property(lambda self: any(c.whole for c in self._order)))
 
 
-@mutant
+@mutant("reads")
 def shards_are_read_at_whatever_step_they_are(patch: pytest.MonkeyPatch) -> None:
     async def agree(self: RunStreams, headers: Any, *_: Any, **__: Any) -> Any:
         return headers
@@ -168,7 +173,7 @@ def shards_are_read_at_whatever_step_they_are(patch: pytest.MonkeyPatch) -> None
 # --- The coordinator ----------------------------------------------------------------------------------------------
 
 
-@mutant
+@mutant("kills")
 def a_decision_is_told_before_it_is_recorded(patch: pytest.MonkeyPatch) -> None:
     perform = Run._perform
 
@@ -187,7 +192,7 @@ def a_decision_is_told_before_it_is_recorded(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Run, "_perform", late)
 
 
-@mutant
+@mutant("kills")
 def a_round_that_starts_over_is_the_same_attempt(patch: pytest.MonkeyPatch) -> None:
     def again(self: Rounds) -> None:
         self._attempt = None
@@ -195,17 +200,22 @@ def a_round_that_starts_over_is_the_same_attempt(patch: pytest.MonkeyPatch) -> N
     patch.setattr(Rounds, "_start_over", again)
 
 
-@mutant
+@mutant("kills")
 def attempts_are_not_recorded(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(RunStore, "next_attempt", lambda _: 0)
+    patch.setattr(RunStore, "next_attempt", _first_attempt)
 
 
-@mutant
+def _first_attempt(store: RunStore) -> events.RecordAttempt:
+    last = store.last_decision
+    return events.RecordAttempt(RoundId(last.id.round + 1 if last else 0, 0))
+
+
+@mutant("kills")
 def leases_never_run_out(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Membership, "expire", lambda *_: [])
 
 
-@mutant
+@mutant("kills")
 def a_member_that_is_lost_is_waited_for(patch: pytest.MonkeyPatch) -> None:
     def keep(self: Rounds, member: Any) -> None:
         self._since.pop(member, None)
@@ -213,7 +223,7 @@ def a_member_that_is_lost_is_waited_for(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Rounds, "_lose", keep)
 
 
-@mutant
+@mutant("reads")
 def rounds_go_on_before_all_shards_have_finished(patch: pytest.MonkeyPatch) -> None:
     conclude = Rounds._conclude
 
@@ -224,7 +234,7 @@ def rounds_go_on_before_all_shards_have_finished(patch: pytest.MonkeyPatch) -> N
     patch.setattr(Rounds, "_conclude", hurry)
 
 
-@mutant
+@mutant("kills")
 def a_shard_that_is_back_is_not_told_what_it_missed(patch: pytest.MonkeyPatch) -> None:
     take_back = Rounds._take_back
 
@@ -239,13 +249,13 @@ def a_shard_that_is_back_is_not_told_what_it_missed(patch: pytest.MonkeyPatch) -
 # --- Workers ------------------------------------------------------------------------------------------------------
 
 
-@mutant
+@mutant("kills")
 def a_gradient_is_not_sent_again(patch: pytest.MonkeyPatch) -> None:
     """What is held is not sent for a new attempt between two calls."""
     patch.setattr(Exchange, "on_round", lambda *_: None)
 
 
-@mutant
+@mutant("kills")
 def an_answer_that_was_lost_makes_a_new_contribution(patch: pytest.MonkeyPatch) -> None:
     start_over = Exchange._restarted
 
@@ -255,6 +265,3 @@ def an_answer_that_was_lost_makes_a_new_contribution(patch: pytest.MonkeyPatch) 
         self._next = contribution.round + 1
 
     patch.setattr(Exchange, "_restarted", forget)
-
-
-_ = RoundId
