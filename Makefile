@@ -4,10 +4,12 @@ PYTHON ?= python3
 VENV ?= .venv
 PROTO_VENV ?= .venv-proto
 BIN := $(VENV)/bin
+# One process for each core, with fleets of its own, and each file as a whole in one of them.
+PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile
 PIP_FLAGS := --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint format types proto proto-check bench bench-rules clean
+.PHONY: help setup demo test test-slow check lint format types proto proto-check bench bench-rules clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,7 +20,10 @@ demo: $(VENV)/.runtime ## start a fleet and workers, and train a classifier
 	$(BIN)/stepd demo
 
 test: setup ## run all tests (some of them: make test ARGS=tests/unit)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
+
+test-slow: setup ## run the tests that take many minutes: hundreds of kills
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 check: lint types proto-check test ## everything that CI runs
 

@@ -24,11 +24,11 @@ from stepd.errors import (
     Unavailable,
     UnknownParameter,
 )
-from stepd.info import FleetInfo, RunInfo, ShardInfo, StepEvent, WorkerInfo
+from stepd.info import FleetInfo, MissingInfo, RunInfo, ShardInfo, StepEvent, WorkerInfo
 from stepd.local import LocalFleet, local
 from stepd.memory import tune_malloc
 from stepd.parameters import ParamGroup
-from stepd.policies import Clip, ClipNorm, ClipValue, Sync
+from stepd.policies import Async, BoundedStaleness, Clip, ClipNorm, ClipValue, Sync
 from stepd.results import Receipt, StepResult
 from stepd.rules import (
     ASGD,
@@ -94,6 +94,8 @@ __all__ = [
     "AdamW",
     "Adamax",
     "AlreadyExists",
+    "Async",
+    "BoundedStaleness",
     "Chained",
     "CheckpointCorrupt",
     "Client",
@@ -119,6 +121,7 @@ __all__ = [
     "Lion",
     "LocalFleet",
     "MissingGradient",
+    "MissingInfo",
     "MultiStep",
     "Muon",
     "NAdam",

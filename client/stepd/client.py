@@ -14,7 +14,7 @@ from stepd.definitions import check_run_name
 from stepd.errors import InvalidArgument
 from stepd.info import FleetInfo, RunInfo
 from stepd.parameters import ParamGroup, define_run
-from stepd.policies import AnyClip, Missing, OnNonfinite, Sync
+from stepd.policies import AnyClip, AnySync, Missing, OnNonfinite
 from stepd.rules import Rule
 from stepd.run import Run
 from stepd.schedules import Schedule
@@ -92,7 +92,7 @@ class Client:
         optimizer: Rule,
         schedule: Schedule | None = None,
         clip: AnyClip | None = None,
-        sync: Sync | None = None,
+        sync: AnySync | None = None,
         on_nonfinite: OnNonfinite = "skip",
         wire: str = "float32",
         average: Average | None = None,

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from stepd.buffers import Array
+from stepd.definitions import ParameterSpec
+from stepd.errors import NonFiniteGradient
 from stepd.results import Receipt, receipt_word
 from stepd.transfer import bytes_of
 from stepd.v1 import round_pb2, shard_pb2
+
+# Receipts of what no round takes.
+_REFUSED: Final = {
+    shard_pb2.RECEIPT_STATUS_LATE,
+    shard_pb2.RECEIPT_STATUS_STALE,
+    shard_pb2.RECEIPT_STATUS_QUARANTINED,
+}
 
 
 @dataclass
@@ -18,15 +28,21 @@ class Contribution:
     Attributes:
         views: the bytes of each parameter it holds, by id.
         weight: of it, in weighted runs.
-        round: -1 until the first byte is sent.
+        based_on: steps applied in the parameters that it was computed from.
+        sequence: counts the contributions of this worker; 0 until the first byte is sent.
+        in_turn: it is for whichever round takes it.
+        round: what it is for; -1: not known yet.
         attempt: the latest that was heard of.
         receipts: of this attempt, by shard.
-        begun: where and in which attempt it may have arrived.
-        over: its round is decided.
+        begun: where and, of a round, in which attempt it may have arrived.
+        over: its round is decided, or none takes it.
     """
 
     views: Mapping[int, memoryview]
     weight: float
+    based_on: int = 0
+    sequence: int = 0
+    in_turn: bool = False
     round: int = -1
     attempt: int = 0
     receipts: dict[int, shard_pb2.PushResponse] = field(default_factory=dict)
@@ -34,24 +50,58 @@ class Contribution:
     over: bool = False
 
     @classmethod
-    def of(cls, arrays: Mapping[int, Array], weight: float) -> Contribution:
-        return cls({id_: bytes_of(array) for id_, array in arrays.items()}, weight)
+    def of(cls, arrays: Mapping[int, Array], weight: float, based_on: int) -> Contribution:
+        return cls({id_: bytes_of(array) for id_, array in arrays.items()}, weight, based_on)
 
     @property
     def id(self) -> round_pb2.RoundId:
         return round_pb2.RoundId(round=self.round, attempt=self.attempt)
 
-    def start_over(self, attempt: int) -> None:
-        """The round is gathered again, under this attempt."""
-        self.attempt = attempt
+    def start_over(self, attempt: int, *, in_turn: bool = False) -> None:
+        """The round is gathered again, under this attempt.
+
+        Args:
+            in_turn: contributions are taken in turn by now.
+        """
+        self.in_turn |= in_turn
+        self.round, self.attempt = (-1, 0) if self.in_turn else (self.round, attempt)
         self.receipts.clear()
 
+    def find_round(self) -> bool:
+        """Take from the receipts which round it is in; whether all shards have the same attempt of it, or are done."""
+        if any(receipt.status in _REFUSED or not receipt.HasField("id") for receipt in self.receipts.values()):
+            self.over = True
+            return True
+        newest = max((receipt.id.round, receipt.id.attempt) for receipt in self.receipts.values())
+        # What is in an attempt that is over has to be sent again.
+        older = [s for s, receipt in self.receipts.items() if (receipt.id.round, receipt.id.attempt) < newest]
+        for shard in older:
+            del self.receipts[shard]
+        if not older:
+            self.round, self.attempt = newest
+        return not older
+
+    def is_settled(self, headers: Iterable[shard_pb2.PullHeader]) -> bool:
+        """Whether what the shards say after its round means that it needs not be sent again."""
+        return self.over or any(
+            header.counted >= self.sequence or (self.round, self.attempt) == _attempt_of(header) for header in headers
+        )
+
     def receipt(self, decision: round_pb2.Decision | None = None, member: round_pb2.Member | None = None) -> Receipt:
-        """What all shards together say; and the decision, which knows who was left out."""
+        """What all shards together say; and the decision of its round, which knows who is in it."""
         word = receipt_word([receipt.status for receipt in self.receipts.values()])
-        if decision is not None and member is not None and member in decision.quarantined:
-            word = "quarantined"
+        if decision is not None and decision.id.round == self.round:
+            if member in decision.quarantined:
+                word = "quarantined"
+            elif member in decision.late:
+                word = "late"
+            elif word == "late" and member in decision.members:
+                word = "accepted"  # the round was closed without it, and then gathered again
         return Receipt(word, max((receipt.step for receipt in self.receipts.values()), default=0), self.round)
+
+
+def _attempt_of(header: shard_pb2.PullHeader) -> tuple[int, int]:
+    return header.decision.id.round, header.decision.id.attempt
 
 
 @dataclass(frozen=True)
@@ -60,3 +110,19 @@ class Settled:
 
     decision: round_pb2.Decision
     step: int
+
+
+def failure(run: str, parameters: Sequence[ParameterSpec], decision: round_pb2.Decision) -> NonFiniteGradient:
+    """The error for a round that failed, of this run with these parameters."""
+    found = [(bad.member.worker, bad.member.rank, parameters[bad.parameter].name) for bad in decision.nonfinite]
+    senders = "; ".join(f"worker {worker!r} (rank {rank}) in parameter {name!r}" for worker, rank, name in found)
+    what = f"a NaN or an infinity came from {senders}" if found else "the sum of the gradients overflowed"
+    return NonFiniteGradient(
+        f"run {run!r}: the step after {decision.step} failed: {what}",
+        run=run,
+        step=decision.step,
+        round=decision.id.round,
+        workers=[worker for worker, _, _ in found],
+        ranks=[rank for _, rank, _ in found],
+        parameters=[name for _, _, name in found],
+    )

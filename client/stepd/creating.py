@@ -27,25 +27,28 @@ Opened = tuple[run_pb2.RunSpec, run_pb2.Layout]
 async def create(session: Session, spec: run_pb2.RunSpec, masters: Sequence[Array]) -> Opened:
     """Create a run, give it its parameters, and open it. AlreadyExists if the name is taken."""
     patience = session.patience(f"creating run {spec.name!r}")
+    # One for all tries: what an earlier one has left is ours to go on with.
+    request = coordinator_pb2.CreateRunRequest(request_id=uuid.uuid4().hex, spec=spec)
     while True:
         patience.begin()
         try:
-            return await _create_once(session, spec, masters)
+            return await _create_once(session, request, masters)
         except NotFound as error:
             # A server was started again while the parameters were on their way; what it had of them is gone.
             lost = Unavailable(str(error), reason="RUN_RECOVERING", run=spec.name)
             await asyncio.sleep(patience.pause(lost))
 
 
-async def _create_once(session: Session, spec: run_pb2.RunSpec, masters: Sequence[Array]) -> Opened:
-    request = coordinator_pb2.CreateRunRequest(request_id=uuid.uuid4().hex, spec=spec)
+async def _create_once(session: Session, request: coordinator_pb2.CreateRunRequest, masters: Sequence[Array]) -> Opened:
     created: coordinator_pb2.CreateRunResponse = await session.ask("CreateRun", request)
     try:
         streams = RunStreams(
             session, created.run.spec, created.layout, ParameterTable(run_from_proto(created.run.spec).parameters)
         )
         await streams.load({id_: bytes_of(master) for id_, master in enumerate(masters)})
-        await session.ask("StartRun", coordinator_pb2.StartRunRequest(run=spec.name))
+        await session.ask(
+            "StartRun", coordinator_pb2.StartRunRequest(run=created.run.spec.name, run_id=created.run.run_id)
+        )
     except BaseException:
         # The name is not to stay taken by a run that nobody can use. (If this is lost too, the coordinator drops it.)
         await asyncio.shield(_take_back(session, created.run))
@@ -104,5 +107,5 @@ async def _take_back(session: Session, ours: coordinator_pb2.RunState) -> None:
         async with asyncio.timeout(UNDO_S):
             found: coordinator_pb2.GetRunResponse = await session.ask("GetRun", coordinator_pb2.GetRunRequest(run=name))
             # It may be gone, and the name another's.
-            if found.run.created_at == ours.created_at and found.run.status == coordinator_pb2.RUN_STATUS_LOADING:
-                await session.ask("DeleteRun", coordinator_pb2.DeleteRunRequest(run=name))
+            if found.run.run_id == ours.run_id and found.run.status == coordinator_pb2.RUN_STATUS_LOADING:
+                await session.ask("DeleteRun", coordinator_pb2.DeleteRunRequest(run=name, run_id=ours.run_id))

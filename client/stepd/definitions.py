@@ -20,7 +20,7 @@ import numpy as np
 from stepd import limits
 from stepd.averages import Average
 from stepd.errors import DtypeMismatch, OverlappingGroups, ResourceExhausted
-from stepd.policies import Clip, Missing, OnNonfinite, Sync
+from stepd.policies import AnySync, Clip, Missing, OnNonfinite, Sync
 from stepd.rules import Rule
 from stepd.schedules import Constant, Schedule
 from stepd.settings import Settings, refuse, shown
@@ -132,7 +132,7 @@ class RunSpec(Settings):
     groups: tuple[GroupSpec, ...]
     schedule: Schedule | None = None
     clip: Clip | None = None
-    sync: Sync = field(default_factory=Sync)
+    sync: AnySync = field(default_factory=Sync)
     on_nonfinite: OnNonfinite = "skip"
     missing: Missing = "skip"
     average: Average | None = None

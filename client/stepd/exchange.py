@@ -12,8 +12,8 @@ from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from stepd.buffers import Array, Picture
-from stepd.contribution import Contribution, Settled
-from stepd.errors import Aborted, NonFiniteGradient, StepdError
+from stepd.contribution import Contribution, Settled, failure
+from stepd.errors import Aborted, StepdError
 from stepd.membership import Membership
 from stepd.parameters import check_whole
 from stepd.results import Receipt
@@ -29,14 +29,20 @@ T = TypeVar("T")
 class Exchange:
     """The rounds of one worker. Lives in the session's loop; one call at a time."""
 
-    def __init__(self, streams: RunStreams, first: round_pb2.RoundId) -> None:
-        """Args:
-        first: the attempt that is the first to want a contribution of this member. One to an earlier attempt of the
-            round would be answered with LATE, as that does without it.
+    def __init__(self, streams: RunStreams, first: round_pb2.RoundId, step: int) -> None:
+        """
+        Args:
+            streams: of the run.
+            first: the attempt that is the first to want a contribution of this member. One to an earlier attempt of
+                the round would be answered with LATE, as that does without it.
+            step: steps applied by now.
         """
         self._streams = streams
         self._first = first
         self._next = first.round  # round of the next contribution
+        self._sequence = 0  # of the latest
+        # Steps applied in the parameters that were read last: what the next gradient is computed from.
+        self.version = step
         self._held: Contribution | None = None
         self._resending: asyncio.Task[None] | None = None
         self._busy = False
@@ -63,16 +69,23 @@ class Exchange:
         if picture.shards:
             await self._guarded(self._pull(picture, regions))
 
-    def on_round(self, now: round_pb2.RoundId) -> None:
-        """Told with every renewal of the lease which round is gathered: it may want our gradient again."""
+    def on_round(self, now: round_pb2.RoundId, counted: int = 0) -> None:
+        """Told with every renewal of the lease which round is gathered: it may want our gradient again.
+
+        Args:
+            now: the attempt.
+            counted: the sequence of our latest contribution that counts, where they are taken in turn.
+        """
         held = self._held
         if held is None or held.over or self._busy or held.round < 0:
             return
-        if now.round > held.round:
+        if counted >= held.sequence or (now.round > held.round and not held.in_turn):
             # Decided. How, is asked with the next call; the gradient is not needed any more.
             held.over = True
             held.views = {}
-        elif now.round == held.round and now.attempt > held.attempt and self._resending is None:
+            return
+        again = (now.round, now.attempt) > (held.round, held.attempt)
+        if again and (held.in_turn or now.round == held.round) and self._resending is None:
             held.start_over(now.attempt)
             self._resending = asyncio.create_task(self._resend(held))
 
@@ -97,7 +110,7 @@ class Exchange:
             after = self._next - 1 if self._next else None
             now = self._streams.pull_now(picture, regions, self.membership.member, after=after)
             (headers,) = await together((now,), self._guards())
-            self._went_on(headers)
+            self._went_on(headers, read=True)
         else:
             contribution = self._held
             headers = await self._carry(contribution, picture, regions)
@@ -105,7 +118,9 @@ class Exchange:
 
     async def _decide_held(self) -> None:
         """Rounds are decided one after another: the one before must be before there is a place in the next."""
-        if self._held is not None:
+        if self._held is not None and self._held.over and self._held.round < 0:
+            self._held = None  # no round took it
+        elif self._held is not None:
             contribution = self._held
             headers = await self._carry(contribution, peek=True)
             decision = await self._decision_of(contribution, headers)
@@ -114,10 +129,14 @@ class Exchange:
             self._held = None
 
     def _begin(self, contribution: Contribution) -> None:
-        contribution.round = self._next
-        if self._next == self._first.round:
-            contribution.attempt = max(contribution.attempt, self._first.attempt)
-        self._next += 1
+        self._sequence += 1
+        contribution.sequence = self._sequence
+        contribution.in_turn = self._streams.in_turn
+        if not contribution.in_turn:
+            contribution.round = self._next
+            if self._next == self._first.round:
+                contribution.attempt = max(contribution.attempt, self._first.attempt)
+            self._next += 1
         self._held = contribution
 
     async def _guarded(self, call: Coroutine[Any, Any, T]) -> T:
@@ -135,7 +154,8 @@ class Exchange:
                 raise
             seen = self.membership.lost(error)
             if self._held is not None and not passes(error) and not self._held.receipts:
-                self._next = min(self._next, self._held.round) if self._held.round >= 0 else self._next
+                if self._held.round >= 0:
+                    self._next = min(self._next, self._held.round)
                 self._held = None
             if seen is error:
                 raise
@@ -161,15 +181,10 @@ class Exchange:
         while True:
             if self._streams.whole and not contribution.over and not contribution.receipts:
                 check_whole(self._streams.table, contribution.views)  # a group may have come in after it was made
-            pushes = [self._deliver(contribution, shard) for shard in self._streams.shards]
             try:
-                if picture is not None:
-                    work = together((self._receive(contribution, picture, regions), *pushes), self._guards())
-                elif peek:
-                    work = together((self._peek(contribution), *pushes), self._guards())
-                else:
-                    work = together((_nothing(), *pushes), self._guards())
-                headers, *_ = await work
+                if contribution.round < 0 and not contribution.over:
+                    await self._find_round(contribution)
+                headers = await self._carry_once(contribution, picture, regions, peek=peek)
             except Aborted as error:
                 if error.reason == "LAYOUT_CHANGED" and picture is None:
                     await self._follow(contribution)
@@ -178,7 +193,47 @@ class Exchange:
                 else:
                     raise
             else:
-                return headers
+                if not headers or not contribution.in_turn or contribution.is_settled(headers.values()):
+                    return headers
+                # Others have had rounds since: whether ours counts, the shards say when it comes again.
+                contribution.start_over(0)
+
+    async def _find_round(self, contribution: Contribution) -> None:
+        """Send to every shard what is for whichever round takes it, until all have it in the same."""
+        found = False
+        while not found:
+            first = asyncio.get_running_loop().create_future()
+
+            async def deliver(shard: int, first: asyncio.Future[int] = first) -> None:
+                await self._deliver(contribution, shard)
+                if not first.done():
+                    first.set_result(shard)
+
+            watch = self._until_restarted(contribution, first)
+            await together((deliver(shard) for shard in self._streams.shards), [*self._guards(), watch])
+            found = contribution.find_round()
+
+    async def _until_restarted(self, contribution: Contribution, first: asyncio.Future[int]) -> None:
+        """Raise if the attempt that has taken it on the first shard is over before it is on all."""
+        shard = await asyncio.shield(first)
+        receipt = contribution.receipts[shard]
+        if receipt.HasField("id"):
+            request = self._awaiting(contribution)
+            request.round, request.attempt = receipt.id.round, receipt.id.attempt
+            await self._streams.peek(shard, request)
+
+    async def _carry_once(
+        self, contribution: Contribution, picture: Picture | None, regions: Sequence[Array], *, peek: bool
+    ) -> dict[int, shard_pb2.PullHeader]:
+        pushes = [self._deliver(contribution, shard) for shard in self._streams.shards]
+        if picture is not None:
+            work = together((self._receive(contribution, picture, regions), *pushes), self._guards())
+        elif peek:
+            work = together((self._peek(contribution), *pushes), self._guards())
+        else:
+            work = together((_nothing(), *pushes), self._guards())
+        headers, *_ = await work
+        return headers
 
     async def _deliver(self, contribution: Contribution, shard: int) -> dict[int, shard_pb2.PullHeader]:
         if shard in contribution.receipts or contribution.over:
@@ -188,10 +243,12 @@ class Exchange:
         header = shard_pb2.PushHeader(
             run=self._streams.run,
             member=self.membership.member,
-            id=contribution.id,
+            id=None if contribution.round < 0 else contribution.id,
             weight=contribution.weight,
             ranges=push.ranges,
             layout_version=plan.version,
+            sequence=contribution.sequence,
+            based_on=contribution.based_on,
         )
         tried = (contribution.attempt, shard)
         again = tried in contribution.begun
@@ -200,8 +257,10 @@ class Exchange:
         if again and receipt.status == shard_pb2.RECEIPT_STATUS_DUPLICATE:
             receipt.status = shard_pb2.RECEIPT_STATUS_ACCEPTED
         contribution.receipts[shard] = receipt
+        if receipt.HasField("in_turn"):
+            self._streams.in_turn = receipt.in_turn
         if len(contribution.receipts) == len(self._streams.shards):
-            self.acknowledged = contribution.id
+            self.acknowledged = receipt.id if contribution.round < 0 else contribution.id
         return {}
 
     async def _receive(
@@ -212,6 +271,9 @@ class Exchange:
                 self._check_outcome(contribution, header.decision)
 
         try:
+            if contribution.in_turn:
+                # Others have rounds meanwhile: the version after ours, or a later one.
+                return await self._streams.pull_one_version(self._awaiting(contribution), picture, regions, on_header)
             return await self._streams.pull_all(self._awaiting(contribution), picture, regions, on_header)
         except Aborted as error:
             if error.reason != "VERSION_PASSED":
@@ -224,10 +286,11 @@ class Exchange:
         return {0: await self._streams.peek(0, self._awaiting(contribution))}
 
     def _awaiting(self, contribution: Contribution) -> shard_pb2.PullRequest:
+        awaited = contribution.round >= 0
         return shard_pb2.PullRequest(
             run=self._streams.run,
-            round=contribution.round,
-            attempt=contribution.attempt,
+            round=contribution.round if awaited else None,
+            attempt=contribution.attempt if awaited and not contribution.over else None,
             member=self.membership.member,
         )
 
@@ -236,8 +299,10 @@ class Exchange:
         named = round_pb2.RoundId(
             round=int(str(error.details.get("round", 0))), attempt=int(str(error.details.get("attempt", 0)))
         )
-        if named.round == contribution.round and named.attempt > contribution.attempt:
-            contribution.start_over(named.attempt)
+        if "in_turn" in error.details:
+            self._streams.in_turn = error.details["in_turn"] == "1"
+        if contribution.in_turn or (named.round == contribution.round and named.attempt > contribution.attempt):
+            contribution.start_over(named.attempt, in_turn=self._streams.in_turn)
         else:
             await asyncio.sleep(PAUSE_S_MIN)  # another round, or what we know: its own answer follows
 
@@ -247,7 +312,7 @@ class Exchange:
         state = await self._streams.state()
         if contribution is not None and contribution.round >= 0:
             now = state.round
-            if now.round > contribution.round:
+            if now.round > contribution.round and not contribution.in_turn:
                 contribution.over = True
             elif now.round == contribution.round and now.attempt > contribution.attempt:
                 contribution.start_over(now.attempt)
@@ -271,7 +336,7 @@ class Exchange:
     ) -> Settled:
         decision = await self._decision_of(contribution, headers)
         headers = await self._streams.agree(headers, picture, regions, self.membership.member)
-        self._went_on(headers)
+        self._went_on(headers, read=True)
         self._check_outcome(contribution, decision)
         self._held = None
         step = next((header.step for header in headers.values()), decision.step)
@@ -280,14 +345,21 @@ class Exchange:
     def _guards(self) -> list[Any]:
         return [self.membership.until_ended(), look_after(self._streams, self.membership.member)]
 
-    def _went_on(self, headers: Mapping[int, shard_pb2.PullHeader]) -> None:
+    def _went_on(self, headers: Mapping[int, shard_pb2.PullHeader], *, read: bool = False) -> None:
         self._next = max(self._next, *(header.round for header in headers.values()), 0)
+        if read:
+            self.version = max((header.step for header in headers.values()), default=self.version)
 
     async def _decision_of(
         self, contribution: Contribution, headers: Mapping[int, shard_pb2.PullHeader]
     ) -> round_pb2.Decision:
-        """How the round ended: as a shard says or, if they were all started again meanwhile, the coordinator."""
+        """How the round ended: as a shard says or, if they were all started again meanwhile, the coordinator.
+
+        Of a contribution that no round took: the latest decision.
+        """
         known = [header.decision for header in headers.values() if header.HasField("decision")]
+        if contribution.in_turn and known and contribution.round not in {decision.id.round for decision in known}:
+            return max(known, key=lambda decision: decision.id.round)
         for decision in known:
             if decision.id.round == contribution.round:
                 return decision
@@ -310,21 +382,7 @@ class Exchange:
         if decision.id.round != contribution.round or decision.outcome != round_pb2.OUTCOME_FAILED:
             return
         self._held = None
-        found = [
-            (bad.member.worker, bad.member.rank, self._streams.table.specs[bad.parameter].name)
-            for bad in decision.nonfinite
-        ]
-        senders = "; ".join(f"worker {worker!r} (rank {rank}) in parameter {name!r}" for worker, rank, name in found)
-        what = f"a NaN or an infinity came from {senders}" if found else "the sum of the gradients overflowed"
-        raise NonFiniteGradient(
-            f"run {self._streams.run!r}: the step after {decision.step} failed: {what}",
-            run=self._streams.run,
-            step=decision.step,
-            round=contribution.round,
-            workers=[worker for worker, _, _ in found],
-            ranks=[rank for _, rank, _ in found],
-            parameters=[name for _, _, name in found],
-        )
+        raise failure(self._streams.run, self._streams.table.specs, decision)
 
 
 async def _nothing() -> dict[int, shard_pb2.PullHeader]:

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from stepd import specs
-from stepd.policies import AnyClip, Sync
+from stepd.policies import AnyClip, AnySync
 from stepd.rules import Rule
 from stepd.schedules import Schedule
 from stepd.v1 import coordinator_pb2, round_pb2
 
 if TYPE_CHECKING:
+    from google.protobuf.duration_pb2 import Duration
     from google.protobuf.timestamp_pb2 import Timestamp
 
 Json = Any  # what json.dumps takes; the type system has no closed form for it
@@ -34,6 +35,7 @@ OUTCOME: Final = {
     round_pb2.OUTCOME_SKIPPED: "skipped",
     round_pb2.OUTCOME_FAILED: "failed",
 }
+CONTRIBUTIONS: Final = ("accepted", "duplicate", "late", "stale", "quarantined")
 # A newer server may know more than this library does.
 UNKNOWN: Final = "unknown"
 
@@ -106,12 +108,21 @@ class WorkerInfo:
         rank: from 0; unique in the run.
         metrics: the latest values it gave to `Worker.report`.
         joined_at: seconds since the epoch.
+        lease: seconds after which it is taken for lost if it is not heard of.
+        silent: seconds for which it has not been heard of.
+        awaited: seconds for which the round has waited for its contribution; None: it does not.
+        contributions: what became of them, by the status of their receipts, since it joined or since the coordinator
+            was started again. A "duplicate" is a repeat of one that has counted.
     """
 
     id: str
     rank: int
     metrics: dict[str, float]
     joined_at: float
+    lease: float
+    silent: float
+    awaited: float | None
+    contributions: dict[str, int]
 
     @classmethod
     def from_proto(cls, message: coordinator_pb2.WorkerState) -> WorkerInfo:
@@ -120,10 +131,43 @@ class WorkerInfo:
             rank=message.member.rank,
             metrics=dict(message.metrics),
             joined_at=_seconds(message.joined_at),
+            lease=_seconds(message.lease),
+            silent=_seconds(message.silent),
+            awaited=_seconds(message.awaited) if message.HasField("awaited") else None,
+            contributions={status: getattr(message.contributions, status) for status in CONTRIBUTIONS},
         )
 
     def to_json(self) -> Json:
         return {**dataclasses.asdict(self), "metrics": _numbers(self.metrics)}
+
+
+@dataclass(frozen=True)
+class MissingInfo:
+    """A place that is empty, in a run that waits for workers.
+
+    Attributes:
+        rank: of the place.
+        id: who had it last; None if nobody is known to.
+        since: seconds for which it has been empty; None if nobody is known to have had it.
+        why: "its lease of 10 s has run out"; None if nobody is known to have had it.
+    """
+
+    rank: int
+    id: str | None
+    since: float | None
+    why: str | None
+
+    @classmethod
+    def from_proto(cls, message: coordinator_pb2.MissingWorker) -> MissingInfo:
+        return cls(
+            rank=message.rank,
+            id=message.member.worker or None,
+            since=_seconds(message.since) if message.HasField("since") else None,
+            why=message.why or None,
+        )
+
+    def to_json(self) -> Json:
+        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True)
@@ -137,6 +181,7 @@ class RunInfo:
         round: the round that is gathered now; grows with every decision, applied or not.
         lr: by group, the rate of the next step.
         workers: the members, by rank.
+        missing: by rank, the places that a run which is "waiting" waits for, as far as they are known.
         optimizer: the rule of the first group.
         schedule: of the run; None is a constant rate.
         clip: of the run; None is none.
@@ -156,10 +201,11 @@ class RunInfo:
     round: int
     lr: list[float]
     workers: list[WorkerInfo]
+    missing: list[MissingInfo]
     optimizer: Rule
     schedule: Schedule | None
     clip: AnyClip | None
-    sync: Sync
+    sync: AnySync
     bytes: int
     parameters: int
     elements: int
@@ -180,6 +226,7 @@ class RunInfo:
             round=message.round.round,
             lr=list(message.rates),
             workers=workers,
+            missing=[MissingInfo.from_proto(place) for place in message.missing],
             optimizer=specs.optimizer_from_proto(spec.groups[0].optimizer),
             schedule=specs.schedule_from_proto(spec.schedule) if spec.HasField("schedule") else None,
             clip=specs.clip_from_proto(spec.clip) if spec.HasField("clip") else None,
@@ -197,6 +244,7 @@ class RunInfo:
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return plain | {
             "workers": [worker.to_json() for worker in self.workers],
+            "missing": [place.to_json() for place in self.missing],
             "optimizer": _spec(self.optimizer),
             "schedule": _spec(self.schedule),
             "clip": _spec(self.clip),
@@ -254,7 +302,7 @@ class StepEvent:
         return plain | {"grad_norm": _number(self.grad_norm), "metrics": _numbers(self.metrics)}
 
 
-def _seconds(at: Timestamp) -> float:
+def _seconds(at: Timestamp | Duration) -> float:
     return at.seconds + at.nanos * 1e-9
 
 

@@ -43,6 +43,8 @@ GROUPS_MAX: Final = 1024
 RUNS_MAX: Final = 1024
 SHARDS_MAX: Final = 1024
 WORKERS_MAX: Final = 65_536
+# Steps: more than any run takes, and far from where a 64-bit sum could wrap.
+STALENESS_MAX: Final = 1 << 48
 # Memberships that a place remembers to have been taken over from, so that a late repeat of an old join does not take it
 # back; and empty places that a run can name when it waits for workers.
 REPLACED_MAX: Final = 8
@@ -66,6 +68,13 @@ LOADING_TIMEOUT_S: Final = 120.0
 WAIT_S: Final = 20.0
 # How long a step waits for a reader of the version it is about to overwrite before the reader is sent away.
 READER_GRACE_S: Final = 10.0
+# A reader that has been sent away is waited for twice as long the next time, up to this: on a slow link, too, it must
+# come to an end, and a step must not wait for ever for one that reads nothing.
+READER_GRACE_S_MAX: Final = 80.0
+# How long the owner of a run may have a round wait for latecomers: a lease cannot be longer either.
+GRACE_S_MAX: Final = 3600.0
+# What contributions that were arriving when their round was closed get at least to arrive whole: 1 MiB and a pause.
+STRAGGLERS_S_MIN: Final = 1.0
 # Time that servers give to calls under way when they are told to stop.
 DRAIN_S: Final = 3.0
 

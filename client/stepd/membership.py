@@ -41,7 +41,7 @@ class Membership:
         run: str,
         member: round_pb2.Member,
         lease: float,
-        on_round: Callable[[round_pb2.RoundId], None],
+        on_round: Callable[[round_pb2.RoundId, int], None],
     ) -> None:
         """
         Args:
@@ -49,7 +49,7 @@ class Membership:
             run: the run's name.
             member: as the coordinator named it.
             lease: seconds.
-            on_round: told the round that is gathered, with each renewal.
+            on_round: told, with each renewal, the round that is gathered and which contribution counts.
         """
         self.run = run
         self.member = member
@@ -148,7 +148,7 @@ class Membership:
                 self._observed.drop_to(sent)
                 # Kept until they have arrived; what was reported meanwhile is yet to be sent.
                 self._metrics = {name: value for name, value in self._metrics.items() if value is not metrics.get(name)}
-                self._on_round(answer.round)
+                self._on_round(answer.round, answer.counted)
 
     def _renewal(self, metrics: dict[str, float]) -> Any:
         return coordinator_pb2.RenewLeaseRequest(

@@ -26,7 +26,7 @@ from stepd.errors import (
     ShapeMismatch,
     UnknownParameter,
 )
-from stepd.policies import AnyClip, Clip, Missing, OnNonfinite, Sync
+from stepd.policies import AnyClip, AnySync, Clip, Missing, OnNonfinite, Sync
 from stepd.rules import Array, Rule
 from stepd.schedules import Schedule
 from stepd.settings import check_field_names, detail, refuse, shown
@@ -90,7 +90,7 @@ def define_run(
     optimizer: Rule,
     schedule: Schedule | None = None,
     clip: AnyClip | None = None,
-    sync: Sync | None = None,
+    sync: AnySync | None = None,
     on_nonfinite: OnNonfinite = "skip",
     missing: Missing = "skip",
     average: Average | None = None,
@@ -124,7 +124,7 @@ def define_run(
         groups=tuple(group.spec(run_optimizer) for group in groups),
         schedule=_schedule(thing, schedule),
         clip=_clip(thing, clip),
-        sync=_sync(thing, sync),
+        sync=check_sync(thing, sync),
         on_nonfinite=on_nonfinite,
         missing=missing,
         average=_average(thing, average),
@@ -197,9 +197,10 @@ def _average(thing: str, average: object) -> Average | None:
     return average
 
 
-def _sync(thing: str, sync: object) -> Sync:
-    if sync is not None and not isinstance(sync, Sync):
-        refuse(thing, "sync", sync, "stepd.Sync or None")
+def check_sync(thing: str, sync: object) -> AnySync:
+    """A policy; None is `Sync()`."""
+    if sync is not None and not isinstance(sync, AnySync):
+        refuse(thing, "sync", sync, "stepd.Sync, Async, BoundedStaleness or None")
     return Sync() if sync is None else sync
 
 

@@ -1,12 +1,11 @@
-"""How gradients are limited and gathered: ClipNorm, ClipValue, Clip and Sync."""
+"""How gradients are limited (ClipNorm, ClipValue, Clip) and gathered (Sync, Async, BoundedStaleness)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
-from stepd.errors import InvalidArgument
-from stepd.limits import WORKERS_MAX
+from stepd.limits import GRACE_S_MAX, STALENESS_MAX, WORKERS_MAX
 from stepd.settings import MAY_BE_INFINITE, Settings, refuse
 
 # What torch adds to the norm, so that a gradient of zeros is not divided by zero.
@@ -15,6 +14,7 @@ NORM_EPS: Final = 1e-6
 OnNonfinite: TypeAlias = Literal["skip", "quarantine", "error"]
 Missing: TypeAlias = Literal["skip", "error"]
 Reduce: TypeAlias = Literal["mean", "sum", "weighted"]
+Damping: TypeAlias = Literal["inverse"]
 
 
 @dataclass(frozen=True)
@@ -102,11 +102,13 @@ class Sync(Settings):
 
     Attributes:
         workers: a step takes exactly so many. None: whoever has joined.
-        quorum: not in this version.
-        grace: not in this version.
+        quorum: a round is closed `grace` seconds after so many contributions have arrived: one that has not begun to
+            arrive by then is late. A round begins with as many workers, be there fewer than `workers` or more.
+            None: every worker is awaited.
+        grace: seconds. 0 without a quorum.
         reduce: "mean" over contributions, their "sum", or "weighted": sum of weight * gradient over sum of weights.
         deterministic: contributions are added in the order of ranks, so that the bits depend neither on the order of
-            arrival nor on the number of shards.
+            arrival nor on the number of shards. Not with a quorum, where arrival says who takes part.
     """
 
     workers: int | None = None
@@ -119,13 +121,59 @@ class Sync(Settings):
         super().check()
         if self.workers is not None:
             self.require(1 <= self.workers <= WORKERS_MAX, "workers", self.workers, f"from 1 to {WORKERS_MAX}, or None")
-        # Refused and not passed over: a run that waits for everybody where its owner counts on a quorum would hang.
-        for name, value, neutral in (("quorum", self.quorum, None), ("grace", self.grace, 0.0)):
-            if value != neutral:
-                raise InvalidArgument(
-                    f"Sync: this version has no quorum rounds: {name} must be {neutral}, got {value!r}",
-                    thing="Sync",
-                    field=name,
-                    expected=neutral,
-                    given=value,
-                )
+        if self.quorum is not None:
+            most = self.workers or WORKERS_MAX
+            self.require(1 <= self.quorum <= most, "quorum", self.quorum, f"from 1 to {most}, or None")
+            self.require(
+                not self.deterministic, "deterministic", True, "False with a quorum, where arrival says who takes part"
+            )
+        self.require(0 <= self.grace <= GRACE_S_MAX, "grace", self.grace, f"from 0 to {GRACE_S_MAX} seconds")
+        self.require(self.quorum is not None or self.grace == 0, "grace", self.grace, "0 without a quorum")
+
+
+@dataclass(frozen=True)
+class Async(Settings):
+    """Every contribution is a step of its own, in the order in which they come: nobody waits for anybody.
+
+    Its staleness is the number of steps that were applied since the parameters that it was computed from: those that
+    the worker pulled last.
+
+    Attributes:
+        max_staleness: a contribution that is staler gets the receipt "stale" and changes nothing. None: no limit.
+        damping: "inverse" multiplies a gradient by 1 / (1 + staleness), before its norm is taken.
+    """
+
+    max_staleness: int | None = None
+    damping: Damping | None = None
+
+    def check(self) -> None:
+        super().check()
+        if self.max_staleness is not None:
+            self.require(
+                0 <= self.max_staleness <= STALENESS_MAX,
+                "max_staleness",
+                self.max_staleness,
+                f"from 0 to {STALENESS_MAX}, or None",
+            )
+
+
+@dataclass(frozen=True)
+class BoundedStaleness(Settings):
+    """Every contribution is a step of its own, but nobody runs ahead of the slowest: a contribution waits until its
+    worker has had less than `staleness` steps more than the worker that has had the fewest.
+
+    Attributes:
+        workers: of exactly so many. If one is lost, the others wait for another to take its place.
+        staleness: of steps. 0 as well as 1: nobody contributes again before everybody has.
+    """
+
+    workers: int
+    staleness: int
+
+    def check(self) -> None:
+        super().check()
+        self.require(1 <= self.workers <= WORKERS_MAX, "workers", self.workers, f"from 1 to {WORKERS_MAX}")
+        self.require(0 <= self.staleness <= STALENESS_MAX, "staleness", self.staleness, f"from 0 to {STALENESS_MAX}")
+
+
+AnySync: TypeAlias = Sync | Async | BoundedStaleness

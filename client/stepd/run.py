@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
 from collections.abc import Mapping
@@ -16,10 +17,9 @@ from stepd.errors import Aborted, NotFound
 from stepd.export import write_safetensors
 from stepd.info import RunInfo
 from stepd.limits import LEASE_S_MAX, LEASE_S_MIN
-from stepd.parameters import ParameterTable, ParamGroup, define_group
-from stepd.policies import AnyClip, Sync
+from stepd.parameters import ParameterTable, ParamGroup, check_sync, define_group
+from stepd.policies import AnyClip, AnySync
 from stepd.reading import Reading
-from stepd.retry import persist
 from stepd.schedules import Constant, Schedule
 from stepd.session import Session
 from stepd.settings import Unfit, fit, refuse, shown
@@ -139,7 +139,7 @@ class Run:
         self,
         *,
         clip: AnyClip | _Unset | None = UNSET,
-        sync: Sync | _Unset | None = UNSET,
+        sync: AnySync | _Unset | None = UNSET,
         schedule: Schedule | _Unset | None = UNSET,
     ) -> None:
         """Change policies of the run, from the next decision on. What is not given stays.
@@ -155,9 +155,7 @@ class Run:
         elif not isinstance(clip, _Unset):
             changes["clip"] = specs.clip_to_proto(clip)
         if not isinstance(sync, _Unset):
-            if not isinstance(sync, Sync | None):
-                refuse("update", "sync", sync, "stepd.Sync or None")
-            changes["sync"] = specs.sync_to_proto(sync or Sync())
+            changes["sync"] = specs.sync_to_proto(check_sync("update", sync))
         if not isinstance(schedule, _Unset):
             if not isinstance(schedule, Schedule | None):
                 refuse("update", "schedule", schedule, "a schedule such as stepd.Cosine(total_steps=1000), or None")
@@ -205,7 +203,8 @@ class Run:
         self._session.run(delete_run(self._session, self.name))
 
     def _update(self, **changes: Any) -> None:
-        self._session.run(self._session.ask("UpdateRun", coordinator_pb2.UpdateRunRequest(run=self.name, **changes)))
+        request = coordinator_pb2.UpdateRunRequest(request_id=uuid.uuid4().hex, run=self.name, **changes)
+        self._session.run(self._session.ask("UpdateRun", request))
 
     def _state(self) -> coordinator_pb2.RunState:
         return self._session.run(self._streams.state())
@@ -228,19 +227,10 @@ class Run:
 
 
 async def delete_run(session: Session, name: str) -> None:
-    """Delete, where a lost answer and a second try are no error."""
-    patience, tries = session.patience("DeleteRun"), 0
-
-    async def attempt() -> None:
-        nonlocal tries
-        tries += 1
-        await session.coordinator.DeleteRun(coordinator_pb2.DeleteRunRequest(run=name), timeout=session.timeout)
-
-    try:
-        await persist(attempt, patience, session.target)
-    except NotFound:
-        if tries == 1:
-            raise
+    """Delete the run that has the name now; no other that gets it while answers are lost."""
+    found: coordinator_pb2.GetRunResponse = await session.ask("GetRun", coordinator_pb2.GetRunRequest(run=name))
+    with contextlib.suppress(NotFound):  # a repeat, of a call that has done it
+        await session.ask("DeleteRun", coordinator_pb2.DeleteRunRequest(run=name, run_id=found.run.run_id))
 
 
 def _number(thing: str, field: str, value: object) -> float:

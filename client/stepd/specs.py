@@ -15,7 +15,7 @@ from stepd import limits
 from stepd.averages import EMA, SWA, Average
 from stepd.definitions import DTYPES, DType, GroupSpec, ParameterSpec, RunSpec, master_dtype
 from stepd.errors import DtypeMismatch, InvalidArgument, ResourceExhausted
-from stepd.policies import AnyClip, Clip, ClipNorm, ClipValue, Sync
+from stepd.policies import AnyClip, AnySync, Async, BoundedStaleness, Clip, ClipNorm, ClipValue, Sync
 from stepd.rules import Rule
 from stepd.schedules import Schedule
 from stepd.settings import Settings, check_field_names, detail, field_kinds, refuse, shown
@@ -70,6 +70,7 @@ _ON_NONFINITE: Final = {
     "quarantine": run_pb2.NONFINITE_POLICY_QUARANTINE,
     "error": run_pb2.NONFINITE_POLICY_ERROR,
 }
+_DAMPINGS: Final = {None: run_pb2.DAMPING_UNSPECIFIED, "inverse": run_pb2.DAMPING_INVERSE}
 _MISSING: Final = {"skip": run_pb2.MISSING_POLICY_SKIP, "error": run_pb2.MISSING_POLICY_ERROR}
 
 # Its spec and its layout go into one message; this leaves the layout room.
@@ -198,13 +199,41 @@ def clip_from_proto(message: run_pb2.ClipSpec) -> AnyClip:
     return Clip(norm, value).simplest()
 
 
-def sync_to_proto(sync: Sync) -> run_pb2.SyncSpec:
-    return run_pb2.SyncSpec(workers=sync.workers, reduction=_REDUCTIONS[sync.reduce], deterministic=sync.deterministic)
+def sync_to_proto(sync: AnySync) -> run_pb2.SyncSpec:
+    if isinstance(sync, Async):
+        asynchronous = run_pb2.AsyncSpec(max_staleness=sync.max_staleness, damping=_DAMPINGS[sync.damping])
+        return run_pb2.SyncSpec(asynchronous=asynchronous)
+    elif isinstance(sync, BoundedStaleness):
+        return run_pb2.SyncSpec(
+            bounded=run_pb2.BoundedStalenessSpec(workers=sync.workers, staleness=sync.staleness),
+        )
+    return run_pb2.SyncSpec(
+        workers=sync.workers,
+        reduction=_REDUCTIONS[sync.reduce],
+        deterministic=sync.deterministic,
+        quorum=sync.quorum,
+        grace=sync.grace,
+    )
 
 
-def sync_from_proto(message: run_pb2.SyncSpec) -> Sync:
+def sync_from_proto(message: run_pb2.SyncSpec) -> AnySync:
+    held = message.WhichOneof("turns")
+    if held is not None:
+        for field, _ in message.ListFields():
+            if field.name != held:
+                refuse("sync", field.name, getattr(message, field.name), f"unset together with {held}")
+    if held == "asynchronous":
+        limited = message.asynchronous.HasField("max_staleness")
+        return Async(
+            max_staleness=message.asynchronous.max_staleness if limited else None,
+            damping=_word(_DAMPINGS, "Async", "damping", message.asynchronous.damping),
+        )
+    elif held == "bounded":
+        return BoundedStaleness(message.bounded.workers, message.bounded.staleness)
     return Sync(
         workers=message.workers if message.HasField("workers") else None,
+        quorum=message.quorum if message.HasField("quorum") else None,
+        grace=message.grace,
         reduce=_word(_REDUCTIONS, "Sync", "reduction", message.reduction),
         deterministic=message.deterministic,
     )
@@ -225,13 +254,13 @@ def average_from_proto(message: run_pb2.AverageSpec) -> Average:
     return SWA(message.equal.start, message.equal.every)
 
 
-def _word(words: Mapping[str, int], thing: str, field: str, number: int) -> Any:
+def _word(words: Mapping[Any, int], thing: str, field: str, number: int) -> Any:
     """The word of an enum's number. Any: it is one of the Literal that the field takes."""
-    word = next((word for word, its_number in words.items() if number == its_number), None)
-    if word is None:
+    numbers = {its_number: word for word, its_number in words.items()}
+    if number not in numbers:
         expected = ", ".join(f"{its_number} ({word})" for word, its_number in words.items())
         refuse(thing, field, number, f"one of {expected}")
-    return word
+    return numbers[number]
 
 
 # --- Whole runs -------------------------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ class RunStreams:
     Attributes:
         run: its name.
         whole: it takes only contributions with a gradient for every parameter.
+        in_turn: it takes contributions in turn, as far as is known: its owner may change that at any time.
         sharing: of a worker, with whom it shares memory.
     """
 
@@ -45,6 +46,7 @@ class RunStreams:
         self.session = session
         self.run = spec.name
         self.whole = spec.missing == run_pb2.MISSING_POLICY_ERROR
+        self.in_turn = spec.sync.WhichOneof("turns") is not None
         # One list also for what `sharing_with` makes: what one learns all know.
         self._known = [(Plan(layout, table.specs), table)]
         self._targets = list(self.plan.targets)
@@ -73,6 +75,7 @@ class RunStreams:
 
     def learn(self, spec: run_pb2.RunSpec, layout: run_pb2.Layout) -> None:
         """Take in what the coordinator says. In the loop only, so that what is sent goes by one version."""
+        self.in_turn = spec.sync.WhichOneof("turns") is not None
         if layout.version != self.plan.version:
             table = ParameterTable(specs.parameters_from_proto(spec))
             self._known[0] = (Plan(layout, table.specs), table)
@@ -138,6 +141,8 @@ class RunStreams:
         picture: Picture | StatePicture,
         regions: Sequence[Array],
         on_header: OnHeader,
+        *,
+        again: bool = True,
     ) -> shard_pb2.PullHeader:
         """One version of what a shard holds, written into regions.
 
@@ -147,6 +152,7 @@ class RunStreams:
             picture: what is wanted.
             regions: where it goes.
             on_header: called before anything is written; may raise.
+            again: if any version will do and the one that was read is gone, read the one that is there now.
 
         Raises:
             Aborted: of a reason in OVER.
@@ -154,7 +160,7 @@ class RunStreams:
         request.ClearField("ranges")
         request.ranges.extend(picture.ranges(shard))
         request.layout_version = picture.version
-        awaits_version = request.HasField("round") or request.HasField("step")
+        again = again and not (request.HasField("round") or request.HasField("step"))
         patience = self._patience("Pull", shard)
         while True:
             patience.begin()
@@ -162,7 +168,7 @@ class RunStreams:
                 return await self._receive(shard, request, picture, regions, on_header, patience)
             except (grpc.RpcError, Aborted) as error:
                 failure = error if isinstance(error, Aborted) else from_rpc_error(error, target=self._targets[shard])
-                if failure.reason == "VERSION_PASSED" and not awaits_version:
+                if failure.reason == "VERSION_PASSED" and again:
                     # Too slow a reader of whatever was there: the version that is there now is as good.
                     await asyncio.sleep(patience.pause(failure))
                 else:
@@ -295,8 +301,47 @@ class RunStreams:
         Gives the headers by shard.
         """
         plain = shard_pb2.PullRequest(run=self.run, member=member, round=after, averaged=averaged)
-        headers = await self.pull_all(plain, picture, regions, _ignore)
-        return await self.agree(headers, picture, regions, member, averaged=averaged)
+        return await self.pull_one_version(plain, picture, regions, _ignore)
+
+    async def pull_one_version(
+        self, request: shard_pb2.PullRequest, picture: Picture, regions: Sequence[Array], on_header: OnHeader
+    ) -> dict[int, shard_pb2.PullHeader]:
+        """What all shards of a picture hold, of one version, while rounds go on.
+
+        The first shard names the version, and keeps it while it is read; the others are asked for that one. So nobody
+        who holds a version waits for a later one.
+        """
+        patience = self.session.patience(f"reading one version of run {self.run!r}")
+        first, *others = picture.shards
+        newest: int | None = None
+        for tries in count():
+            patience.begin()
+            wanted = None if tries % 2 == 0 else newest  # one that was named by a shard which had it before the others
+            request.sent_away = tries
+            named: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+            async def name(step: int | None = wanted, named: asyncio.Future[int] = named) -> shard_pb2.PullHeader:
+                def on_first(header: shard_pb2.PullHeader) -> None:
+                    on_header(header)
+                    if not named.done():
+                        named.set_result(header.step)
+
+                own = _copy(request, step)
+                return await self.pull(first, own, picture, regions, on_first, again=False)
+
+            async def follow(shard: int, named: asyncio.Future[int] = named) -> shard_pb2.PullHeader:
+                own = _copy(request, await asyncio.shield(named))
+                return await self.pull(shard, own, picture, regions, _ignore)
+
+            try:
+                found = await together((name(), *(follow(shard) for shard in others)))
+                return dict(zip(picture.shards, found, strict=True))
+            except Aborted as error:
+                if error.reason != "VERSION_PASSED":
+                    raise
+                newest = max(newest or 0, int(str(error.details.get("step", 0))))
+                await asyncio.sleep(min(patience.pause(error), PAUSE_S_MIN))
+        raise AssertionError  # count does not end
 
     async def pull_all(
         self, request: shard_pb2.PullRequest, picture: Picture, regions: Sequence[Array], on_header: OnHeader
@@ -316,31 +361,11 @@ class RunStreams:
         picture: Picture,
         regions: Sequence[Array],
         member: round_pb2.Member | None = None,
-        *,
-        averaged: bool = False,
     ) -> dict[int, shard_pb2.PullHeader]:
-        """Pull again from shards that gave an older version than others, until all gave the same."""
-        patience = self.session.patience(f"reading one version of run {self.run!r}")
-        while len({header.step for header in headers.values()}) > 1:
-            newest = max(header.step for header in headers.values())
-            behind = [shard for shard, header in headers.items() if header.step < newest]
-            patience.begin()
-
-            def again(shard: int, step: int = newest) -> Any:
-                request = shard_pb2.PullRequest(run=self.run, member=member, step=step, averaged=averaged)
-                return self.pull(shard, request, picture, regions, _ignore)
-
-            try:
-                found = await together(again(shard) for shard in behind)
-                headers = headers | dict(zip(behind, found, strict=True))
-            except Aborted as error:
-                if error.reason == "LAYOUT_CHANGED":
-                    raise
-                # The fleet went on meanwhile: from the beginning, with the versions there are now.
-                await asyncio.sleep(patience.pause(error))
-                plain = shard_pb2.PullRequest(run=self.run, member=member, averaged=averaged)
-                headers = await self.pull_all(plain, picture, regions, _ignore)
-        return headers
+        """Pull again if some shard gave an older version than others."""
+        if len({header.step for header in headers.values()}) <= 1:
+            return headers
+        return await self.pull_now(picture, regions, member)  # type: ignore[no-any-return]
 
 
 def _header(raw: Any) -> shard_pb2.PullHeader:
@@ -352,3 +377,12 @@ def _header(raw: Any) -> shard_pb2.PullHeader:
 
 def _ignore(_: shard_pb2.PullHeader) -> None:
     """Headers are looked at when all are there."""
+
+
+def _copy(request: shard_pb2.PullRequest, step: int | None) -> shard_pb2.PullRequest:
+    """The request, for this version if one is given."""
+    own = shard_pb2.PullRequest()
+    own.CopyFrom(request)
+    if step is not None:
+        own.step = step
+    return own

@@ -49,6 +49,7 @@ def _stuck(state: coordinator_pb2.RunState, waited: float, retry_for: float) -> 
         run=state.spec.name,
         round=state.round.round,
         missing=state.problem,
+        ranks=[place.rank for place in state.missing],
         workers=len(state.workers),
         waited_s=round(waited, 1),
     )

@@ -52,6 +52,7 @@ class Worker:
         self._lock = threading.Lock()
         self._sums: dict[int, Array] = {}
         self._summed = 0
+        self._summed_from = 0  # the version that the first of what was accumulated was computed from
         # A worker that nobody holds any more must not keep its place; the lease then runs out.
         self._abandon = weakref.finalize(self, _abandon, self._membership, sharing)
 
@@ -104,7 +105,7 @@ class Worker:
         with self._lock:
             arrays = self._check(grads)
             # The round may be gathered again, so a gradient is needed until it is decided.
-            contribution = Contribution.of(copy_into(self._copies, arrays), _weight(weight))
+            contribution = Contribution.of(copy_into(self._copies, arrays), _weight(weight), self._exchange.version)
             return self._session.run(self._exchange.push(contribution))
 
     def step(self, grads: Mapping[str, Any] | None = None, *, weight: float = 1.0) -> StepResult:
@@ -121,7 +122,7 @@ class Worker:
         with self._lock:
             number = _weight(weight)  # first: a wrong one must not cost what was accumulated
             arrays, own = self._gradient(grads)
-            contribution = Contribution.of(arrays, number)
+            contribution = Contribution.of(arrays, number, self._summed_from if own else self._exchange.version)
             try:
                 wanted, settled = self._through(
                     lambda wanted: self._exchange.step(contribution, wanted.picture, wanted.regions),
@@ -167,6 +168,8 @@ class Worker:
             self._sums, self._summed = {}, 0
 
     def _accumulate(self, grads: Mapping[str, Any]) -> None:
+        if not self._summed:
+            self._summed_from = self._exchange.version
         for id_, array in self._check(grads).items():
             if id_ in self._sums:
                 self._sums[id_] += array
@@ -196,7 +199,7 @@ class Worker:
             if not own:
                 copies = copy_into(self._copies, arrays)
                 contribution.views = {id_: bytes_of(copy) for id_, copy in copies.items()}
-        elif own and contribution.round < 0:
+        elif own and not contribution.sequence:
             self._sums, self._summed = dict(arrays), 1  # not begun: the mean waits for the next step
 
     # --- Groups that are added ----------------------------------------------------------------------------------
@@ -281,7 +284,7 @@ async def join(spec: RunSpec, streams: RunStreams, request: coordinator_pb2.Join
     streams.learn(answer.run.spec, answer.layout)
     sharing = Sharing(streams.session, spec.name, answer.member)
     streams = streams.sharing_with(sharing)
-    exchange = Exchange(streams, answer.run.round)
+    exchange = Exchange(streams, answer.run.round, answer.run.step)
     lease = request.lease.seconds + request.lease.nanos * 1e-9
     exchange.membership = Membership(streams.session, spec.name, answer.member, lease, exchange.on_round)
     try:

@@ -14,6 +14,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from tests.patience import PATIENCE_S
+
 from .check_security import NOBODY
 from .manifests import BASE, DEPLOY, ROOT, Manifests, tool
 
@@ -116,6 +118,6 @@ def test_lock_is_exact_and_hashed(name: str) -> None:
 
 def test_dockerfile_is_clean() -> None:
     done = subprocess.run(
-        [tool("hadolint"), str(DEPLOY / "Dockerfile")], capture_output=True, text=True, check=False, timeout=30
+        [tool("hadolint"), str(DEPLOY / "Dockerfile")], capture_output=True, text=True, check=False, timeout=PATIENCE_S
     )
     assert done.returncode == 0, done.stdout + done.stderr

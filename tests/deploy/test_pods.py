@@ -23,13 +23,15 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from tests.patience import PATIENCE_S
+
 from .manifests import SECRET, Manifests, Workload
 
 # The image's ENTRYPOINT, without an installed script.
 STEPD = [sys.executable, "-m", "stepd.cli"]
 STEPS = 30
 # Of a pod's start-up on a busy machine; the manifests allow more.
-START_S = 30
+START_S = PATIENCE_S
 # What listens, by the name of its port.
 FLAGS = {"--listen": "grpc", "--health": "health", "--metrics": "metrics"}
 
@@ -94,7 +96,7 @@ class Pods:
         """What Prometheus gets where the annotations send it."""
         assert w.annotations["prometheus.io/port"] == str(w.container.ports["metrics"])
         address = f"http://{self._address(w, ordinal, 'metrics')}{w.annotations['prometheus.io/path']}"
-        with urllib.request.urlopen(address, timeout=10) as answer:
+        with urllib.request.urlopen(address, timeout=PATIENCE_S) as answer:
             text: str = answer.read().decode()
         return text
 
@@ -104,7 +106,7 @@ class Pods:
         with grpc.insecure_channel(self._address(w, ordinal, "health")) as channel:
             stub: Any = health_pb2_grpc.HealthStub(channel)
             try:
-                answer = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=2)
+                answer = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=PATIENCE_S)
             except grpc.RpcError:
                 return False
             return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
@@ -139,7 +141,7 @@ def test_fleet_of_the_base_trains_its_demo(manifests: Manifests, pods: Pods) -> 
     job = manifests.workers
     python = [sys.executable, *job.container.document["command"][1:]]
     workers = [pods.start(job, i, python, f"--steps={STEPS}") for i in range(job.spec["completions"])]
-    said = [worker.communicate(timeout=45)[0] for worker in workers]
+    said = [worker.communicate(timeout=PATIENCE_S)[0] for worker in workers]
     assert [worker.returncode for worker in workers] == [0] * len(workers), said
     assert f"after {STEPS} steps" in said[0]
     assert f'stepd_steps_total{{run="digits"}} {STEPS}.0' in pods.scraped(manifests.coordinator, 0)

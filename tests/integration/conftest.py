@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import stepd
+from tests.patience import PATIENCE_S
 
 _numbers = itertools.count()
 
@@ -44,8 +45,8 @@ def connect(fleets: Callable[[int], stepd.LocalFleet]) -> Iterator[Callable[...,
 
 @pytest.fixture
 def client(connect: Callable[..., stepd.Client]) -> stepd.Client:
-    """A client of the fleet of three shards that loses patience soon."""
-    return connect(3, timeout=10.0, retry_for=10.0)
+    """A client of the fleet of three shards that loses patience before the test does."""
+    return connect(3, timeout=PATIENCE_S / 2, retry_for=PATIENCE_S / 2)
 
 
 @pytest.fixture

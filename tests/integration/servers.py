@@ -15,8 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-# Imports on a busy machine take seconds; nothing waits this long when all is well.
-PATIENCE_S = 40.0
+from tests.patience import PATIENCE_S
 
 
 class Server:

@@ -20,6 +20,7 @@ from stepd.limits import MIB
 from stepd.status import from_rpc_error
 from stepd_server.settings import Security
 from tests.integration.rim import CALLS, FLEET, LOOPBACK, TOKENS, USER, Telling, call, connected, telling
+from tests.patience import PATIENCE_S
 
 GUARDED = Security(tokens=TOKENS)
 
@@ -111,7 +112,7 @@ def test_the_body_of_a_stranger_is_not_received(name: str) -> None:
         async with connected(answer, security=GUARDED) as (service, channel):
             stream: Any = channel.stream_unary(f"/test.Telling/{name}")
             with pytest.raises(grpc.RpcError) as caught:
-                await stream(body(), timeout=20)
+                await stream(body(), timeout=PATIENCE_S)
             # Unavailable: the refusal came in the middle of a write.
             assert type(from_rpc_error(caught.value)) in {Unauthenticated, Unavailable}
             assert service.received == 0
@@ -136,7 +137,7 @@ async def _open(token: str) -> None:
 
 async def check(channel: grpc.aio.Channel, service: str = "") -> int:
     stub: Any = health_pb2_grpc.HealthStub(channel)
-    response = await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=10)
+    response = await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=PATIENCE_S)
     status: int = response.status
     return status
 
@@ -148,7 +149,7 @@ def test_health_can_be_checked_without_a_token_but_not_watched() -> None:
             assert await check(channel, "test.Telling") == health_pb2.HealthCheckResponse.NOT_SERVING
             stub: Any = health_pb2_grpc.HealthStub(channel)
             with pytest.raises(grpc.RpcError) as caught:
-                await stub.Watch(health_pb2.HealthCheckRequest(), timeout=10).read()
+                await stub.Watch(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S).read()
             assert type(from_rpc_error(caught.value)) is Unauthenticated
 
     asyncio.run(main())
@@ -194,7 +195,7 @@ def authority() -> Authority:
 
 async def over_tls(server: TLS, client: TLS | None) -> bytes:
     async with connected(answer, security=Security(tls=server), tls=client) as (_, channel):
-        return await call(channel, "One", timeout=5)
+        return await call(channel, "One", timeout=PATIENCE_S)
 
 
 @contextlib.contextmanager
@@ -232,7 +233,7 @@ def test_a_server_with_an_authority_serves_only_whom_it_has_certified(tmp_path: 
 def test_servers_of_a_fleet_reach_each_other_with_what_they_were_given(tmp_path: Path, authority: Authority) -> None:
     async def main(security: Security) -> bytes:
         async with telling(answer, security) as (_, target, _), security.dial(str(target)) as channel:
-            return await call(channel, "One", timeout=5)
+            return await call(channel, "One", timeout=PATIENCE_S)
 
     for with_ca in (False, True):
         assert asyncio.run(main(Security(authority.tls(tmp_path, with_ca=with_ca), TOKENS))) == b"!"

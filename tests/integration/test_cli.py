@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 import stepd
+from tests.patience import PATIENCE_S
 
 STEPD = [sys.executable, "-m", "stepd.cli"]
 
@@ -31,7 +32,7 @@ def call(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=50,
+        timeout=PATIENCE_S,
         env=env | {"COLUMNS": "160"} | environment,
     )
 
@@ -119,7 +120,7 @@ def test_server_commands_are_the_servers_own(command: str) -> None:
 
 def test_the_library_alone_does_not_load_the_server() -> None:
     script = "import sys, stepd, stepd.cli; sys.exit(any(name.startswith('stepd_server') for name in sys.modules))"
-    assert subprocess.run([sys.executable, "-c", script], check=False, timeout=50).returncode == 0
+    assert subprocess.run([sys.executable, "-c", script], check=False, timeout=PATIENCE_S).returncode == 0
 
 
 # --- Failures ---------------------------------------------------------------------------------------------------
@@ -161,7 +162,11 @@ def test_a_reader_that_stops_reading_is_no_error(fleet: stepd.LocalFleet, run: s
     os.close(reading)
     with os.fdopen(writing, "wb") as closed:
         ended = subprocess.run(
-            [*STEPD, "runs", "--target", fleet.target], stdout=closed, stderr=subprocess.PIPE, check=False, timeout=50
+            [*STEPD, "runs", "--target", fleet.target],
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            check=False,
+            timeout=PATIENCE_S,
         )
     assert ended.stderr == b""
 
@@ -211,7 +216,9 @@ def test_status_of_a_run(fleet: stepd.LocalFleet, run: stepd.Run) -> None:
     assert fields["clip"] == "ClipNorm(max_norm=1.0)"
     assert fields["sync"] == "Sync(workers=2)"
     assert fields["parameters"] == "650 in 2 tensors"
-    assert re.search(r"^ *0  alice  ", shown.stdout, re.MULTILINE), shown.stdout
+    assert re.search(r"^ *0  alice  .*  \d+\.\d of 10 s  -  ", shown.stdout, re.MULTILINE), shown.stdout
+    assert fields["problem"] == "waits for 1 more worker, has 1: nobody has joined with rank 1"
+    assert re.search(r"^ *1  -  +-  +nobody has joined with this rank$", shown.stdout, re.MULTILINE), shown.stdout
 
 
 def test_status_of_a_run_as_json(fleet: stepd.LocalFleet, run: stepd.Run) -> None:
@@ -222,6 +229,7 @@ def test_status_of_a_run_as_json(fleet: stepd.LocalFleet, run: stepd.Run) -> Non
     assert document["sync"]["workers"] == 2
     assert document["elements"] == 650
     assert [(worker["id"], worker["rank"]) for worker in document["workers"]] == [("alice", 0)]
+    assert document["missing"] == [{"rank": 1, "id": None, "since": None, "why": None}]
 
 
 def test_the_target_may_come_from_the_environment(fleet: stepd.LocalFleet) -> None:
@@ -240,13 +248,13 @@ def test_on_a_terminal_tables_are_drawn(fleet: stepd.LocalFleet, run: stepd.Run)
     )
     os.close(terminal)
     shown = b""
-    while select.select([main], [], [], 30)[0]:
+    while select.select([main], [], [], PATIENCE_S)[0]:
         try:
             shown += os.read(main, 4096)
         except OSError:  # the other side has closed
             break
     os.close(main)
-    process.communicate(timeout=10)
+    process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0
     assert "letters" in shown.decode()
     assert "\x1b[" in shown.decode()
@@ -267,7 +275,7 @@ def test_serve_is_one_process_with_the_server_and_ends_with_it(tmp_path: Path) -
         assert "stepd_server" in Path(f"/proc/{process.pid}/cmdline").read_text()
         assert call("status", "--target", target).returncode == 0
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=20) in (0, 128 + signal.SIGTERM, -signal.SIGTERM)
+        assert process.wait(timeout=PATIENCE_S) in (0, 128 + signal.SIGTERM, -signal.SIGTERM)
         time.sleep(0.2)
         assert call("status", "--target", target).returncode == 1
     finally:

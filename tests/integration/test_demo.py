@@ -17,6 +17,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 import stepd
+from tests.patience import PATIENCE_S
 
 DEMO = [sys.executable, "-m", "stepd.cli", "demo"]
 WORKER = [sys.executable, "-m", "stepd.demo.worker"]
@@ -24,7 +25,7 @@ WORKER = [sys.executable, "-m", "stepd.demo.worker"]
 LONG = ["--steps", "100000"]
 
 
-def wait_for(what: Callable[[], bool], seconds: float = 30.0) -> None:
+def wait_for(what: Callable[[], bool], seconds: float = PATIENCE_S) -> None:
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end, "it did not come about in time"
@@ -93,11 +94,10 @@ def training(process: subprocess.Popen[bytes], tmp_path: Path) -> set[int]:
     return set(descendants(process.pid))
 
 
-@pytest.mark.slow
 def test_it_learns_the_digits_draws_them_and_leaves_nothing_behind(tmp_path: Path) -> None:
     picture = tmp_path / "demo.svg"
     ended = subprocess.run(
-        [*DEMO, "--json", "--out", str(picture)], capture_output=True, text=True, check=False, timeout=55
+        [*DEMO, "--json", "--out", str(picture)], capture_output=True, text=True, check=False, timeout=PATIENCE_S
     )
     assert ended.returncode == 0, ended.stderr
     outcome = json.loads(ended.stdout)
@@ -119,7 +119,7 @@ def test_an_accuracy_that_is_too_low_is_a_failure_and_says_so(tmp_path: Path) ->
         capture_output=True,
         text=True,
         check=False,
-        timeout=50,
+        timeout=PATIENCE_S,
         cwd=tmp_path,
     )
     assert ended.returncode == 1, ended.stderr
@@ -131,7 +131,9 @@ def test_an_accuracy_that_is_too_low_is_a_failure_and_says_so(tmp_path: Path) ->
 
 def test_a_picture_that_cannot_be_written_is_said_before_the_training(tmp_path: Path) -> None:
     for out in (tmp_path / "nowhere" / "demo.svg", tmp_path):
-        ended = subprocess.run([*DEMO, "--out", str(out)], capture_output=True, text=True, check=False, timeout=20)
+        ended = subprocess.run(
+            [*DEMO, "--out", str(out)], capture_output=True, text=True, check=False, timeout=PATIENCE_S
+        )
         assert ended.returncode == 1
         assert ended.stderr.startswith("stepd: INVALID_ARGUMENT: ")
         assert len(ended.stderr.splitlines()) == 1
@@ -143,7 +145,7 @@ def test_ctrl_c_ends_everything_quietly(tmp_path: Path) -> None:
         everything = training(process, tmp_path)
         assert len(everything) >= 4  # two workers and two shards
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        assert process.wait(timeout=20) == 130
+        assert process.wait(timeout=PATIENCE_S) == 130
         wait_for(lambda: gone(everything), 5)
         assert (tmp_path / "err").read_text() == ""
 
@@ -152,7 +154,7 @@ def test_sigterm_ends_everything(tmp_path: Path) -> None:
     with demo(tmp_path, *LONG) as process:
         everything = training(process, tmp_path)
         process.terminate()
-        assert process.wait(timeout=20) == 128 + signal.SIGTERM
+        assert process.wait(timeout=PATIENCE_S) == 128 + signal.SIGTERM
         wait_for(lambda: gone(everything), 5)
 
 
@@ -167,7 +169,7 @@ def test_a_worker_that_dies_is_named_and_the_others_are_ended(tmp_path: Path) ->
     with demo(tmp_path, *LONG) as process:
         everything = training(process, tmp_path)
         os.kill(workers_of(process.pid)[0], signal.SIGKILL)
-        assert process.wait(timeout=20) == 1
+        assert process.wait(timeout=PATIENCE_S) == 1
         assert (tmp_path / "err").read_text() == "stepd: WORKER_FAILED: worker 0 ended with exit code -9\n"
         wait_for(lambda: gone(everything), 5)
 
@@ -186,7 +188,7 @@ def worker(target: str, rank: int, *words: str) -> subprocess.Popen[str]:
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=40)
+    out, err = process.communicate(timeout=PATIENCE_S)
     return process.returncode, out, err
 
 
@@ -199,12 +201,11 @@ def test_workers_find_their_place_by_the_index_of_their_job() -> None:
     assert first[1].endswith("of 358 held-out digits recognised after 100 steps\n")
 
 
-@pytest.mark.slow
 def test_a_worker_that_was_killed_takes_its_place_again_and_the_run_ends_with_the_same_bits() -> None:
     results = []
     for killed in (False, True):
         with stepd.local(shards=2) as fleet, stepd.connect(fleet.target) as client:
-            steps = ("--steps", "300")
+            steps = ("--steps", "120")
             processes = [worker(fleet.target, rank, *steps) for rank in range(2)]
             if killed:
                 wait_for(lambda: bool(client.runs()) and client.run("digits").step_count > 20)
@@ -214,7 +215,7 @@ def test_a_worker_that_was_killed_takes_its_place_again_and_the_run_ends_with_th
             for code, _, err in map(ended, processes):
                 assert code == 0, err
             run = client.run("digits")
-            assert run.step_count == 300
+            assert run.step_count == 120
             results.append({name: value.tobytes() for name, value in run.pull().items()})
     assert results[0] == results[1]
 

@@ -15,6 +15,7 @@ import pytest
 import stepd
 from tests.integration.one_process import Reference
 from tests.integration.training import Arrays, at_once
+from tests.patience import PATIENCE_S
 
 Connect = Callable[..., stepd.Client]
 
@@ -153,7 +154,7 @@ def test_groups_that_are_added_at_once_come_one_after_another(connect: Connect, 
         try:
             for i in range(3):
                 group = {f"{index}.{i}": np.full(50_000 * index, float(i))}
-                connect(3, retry_for=30.0).run(name).add_param_group(stepd.ParamGroup(group, lr=0.0))
+                connect(3, retry_for=PATIENCE_S).run(name).add_param_group(stepd.ParamGroup(group, lr=0.0))
             done.append(index)
         finally:
             if len(done) == 2:
@@ -215,7 +216,7 @@ def test_servers_that_are_killed_find_the_extended_run(name: str, when: str) -> 
     adam = stepd.AdamW(lr=0.1)
     old, new = random(0, w=(70_000,)), random(1, v=(140_000,))
     reference = Reference(adam, old | new)
-    with stepd.local(2) as fleet, stepd.connect(fleet.target, retry_for=30.0) as client:
+    with stepd.local(2) as fleet, stepd.connect(fleet.target, retry_for=PATIENCE_S) as client:
         run = client.create_run(name, old, optimizer=adam)
         run.add_param_group(stepd.ParamGroup(new))
         if when == "after a step":
@@ -225,7 +226,7 @@ def test_servers_that_are_killed_find_the_extended_run(name: str, when: str) -> 
                 worker.step(grads)
         for pid in (fleet.shards[0].pid, fleet.shards[1].pid, fleet.coordinator.pid):
             os.kill(pid, signal.SIGKILL)
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + PATIENCE_S
             while pid in (fleet.coordinator.pid, *(shard.pid for shard in fleet.shards)):
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
@@ -247,7 +248,7 @@ def test_servers_that_are_killed_find_the_extended_run(name: str, when: str) -> 
 def test_a_server_that_is_killed_while_a_group_is_added_does_not_spoil_it(name: str, who: str, delay: float) -> None:
     """At whatever moment: it is there in the end, whole and once, and the run goes on."""
     new = random(1, v=(2_000_000,))
-    with stepd.local(2) as fleet, stepd.connect(fleet.target, retry_for=30.0) as client:
+    with stepd.local(2) as fleet, stepd.connect(fleet.target, retry_for=PATIENCE_S) as client:
         run = client.create_run(name, {"w": np.zeros(70_000, np.float32)}, optimizer=stepd.SGD(lr=1.0))
         victim = fleet.shards[1] if who == "shard" else fleet.coordinator
         killing = threading.Timer(delay, os.kill, (victim.pid, signal.SIGKILL))

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 import stepd
+from tests.integration.servers import eventually
 from tests.integration.training import at_once
+from tests.patience import PATIENCE_S
 
 Connect = Callable[..., stepd.Client]
 
@@ -53,7 +55,7 @@ def test_who_joins_in_the_middle_of_a_round_begins_with_what_it_ends_with(client
             time.sleep(0.3)
             assert pulled == []
             second.push(grads)
-            waiting.join(10)
+            waiting.join(PATIENCE_S)
             assert pulled == [-1.0]
             assert at_once(lambda rank: (first, second, third)[rank].step(grads).step, 3) == [2, 2, 2]
 
@@ -82,18 +84,18 @@ def test_waiting_for_workers_that_do_not_come_ends_with_what_is_missing(connect:
         began = time.monotonic()
         with pytest.raises(stepd.DeadlineExceeded, match="waits for 2 more workers, has 1") as caught:
             worker.step({"w": np.ones(4, F4)})
-        assert 1.0 < time.monotonic() - began < 8.0
+        assert time.monotonic() - began > 1.0
         assert caught.value.details["workers"] == 1
 
 
 def test_a_step_that_gave_up_is_still_on_its_way_and_counts_once(connect: Connect, name: str) -> None:
-    run = connect(3, retry_for=1.0).create_run(
-        name, {"w": np.zeros(4, F4)}, optimizer=stepd.SGD(lr=1.0), sync=stepd.Sync(workers=2)
-    )
+    client = connect(3, retry_for=1.0)
+    run = client.create_run(name, {"w": np.zeros(4, F4)}, optimizer=stepd.SGD(lr=1.0), sync=stepd.Sync(workers=2))
     with run.join(0) as worker:
         grads = {"w": np.full(4, 2, F4)}
         with pytest.raises(stepd.DeadlineExceeded):
             worker.step(grads)
+        client._session.retry_for = PATIENCE_S  # from here on the other comes
         grads["w"][:] = 1000  # the array is the caller's again
 
         def work(rank: int) -> stepd.StepResult:
@@ -123,15 +125,11 @@ def test_ctrl_c_ends_a_step_and_the_next_goes_on(client: stepd.Client, name: str
 
 
 def test_a_lost_membership_is_told_by_name(connect: Connect, name: str) -> None:
-    run = connect(3, retry_for=4.0).create_run(
-        name, {"w": np.zeros(4, F4)}, optimizer=stepd.SGD(lr=1.0), sync=stepd.Sync(workers=2)
-    )
+    run = connect(3).create_run(name, {"w": np.zeros(4, F4)}, optimizer=stepd.SGD(lr=1.0), sync=stepd.Sync(workers=2))
     first = run.join(0, name="ann", lease=1.0)
     # As if the process had been stopped for longer than its lease.
     first._membership._task.get_loop().call_soon_threadsafe(first._membership._task.cancel)
-    deadline = time.monotonic() + 10
-    while run.info().workers and time.monotonic() < deadline:
-        time.sleep(0.1)
+    eventually(lambda: not run.info().workers, "the lease has run out")
     with pytest.raises(stepd.FailedPrecondition, match=r"worker 'ann' \(rank 0\) is no member of run") as caught:
         first.step({"w": np.ones(4, F4)})
     assert caught.value.reason == "NOT_A_MEMBER"
@@ -162,9 +160,7 @@ def test_a_worker_that_dies_is_noticed_and_the_others_go_on(connect: Connect, na
             assert other.stdout is not None
             assert other.stdout.readline() == b"joined\n"
             threading.Timer(0.5, other.kill).start()
-            began = time.monotonic()
             assert worker.step({"w": np.ones(4, F4)}).step == 1
-            assert time.monotonic() - began < 10
 
 
 def test_two_worker_processes_train_together(connect: Connect, name: str) -> None:
@@ -182,6 +178,6 @@ def test_two_worker_processes_train_together(connect: Connect, name: str) -> Non
     command = [sys.executable, "-W", "error", "-c", script, client.target, name]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     for process in processes:
-        out, err = process.communicate(timeout=40)
+        out, err = process.communicate(timeout=PATIENCE_S)
         assert (process.returncode, out, err) == (0, "5 -10.0 -10.0\n", "")
     assert client.run(name).step_count == 5

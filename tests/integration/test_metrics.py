@@ -20,6 +20,7 @@ import stepd
 from stepd_server.metrics import catalogue
 from tests.integration.servers import Server, eventually
 from tests.integration.training import at_once
+from tests.patience import PATIENCE_S
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
 SIZE = 200_000
@@ -37,7 +38,7 @@ class Fleet(NamedTuple):
         return state
 
     def scrape(self) -> Scrape:
-        with urllib.request.urlopen(f"http://{self.metrics}/metrics", timeout=20) as answer:
+        with urllib.request.urlopen(f"http://{self.metrics}/metrics", timeout=PATIENCE_S) as answer:
             assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
             return Scrape(answer.read().decode())
 
@@ -75,7 +76,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 
 @pytest.fixture
 def client(fleet: Fleet) -> Iterator[stepd.Client]:
-    with stepd.connect(fleet.target, retry_for=20.0) as client:
+    with stepd.connect(fleet.target, retry_for=PATIENCE_S) as client:
         yield client
 
 
@@ -230,5 +231,5 @@ def test_people_are_told_where_metrics_are() -> None:
     with Server("coordinator", "--listen=127.0.0.1:0", "--shards=1", "--metrics=127.0.0.1:0") as server:
         said = re.fullmatch(r"stepd coordinator: listening on \S+, metrics on (http://\S+/metrics)", server.line())
         assert said
-        with urllib.request.urlopen(said[1], timeout=20) as answer:
+        with urllib.request.urlopen(said[1], timeout=PATIENCE_S) as answer:
             assert answer.status == 200

@@ -19,6 +19,7 @@ from stepd_server.metrics.exposition import to_text
 from stepd_server.metrics.fleet import scrape_all
 from stepd_server.settings import CannotStart
 from tests.integration.servers import Server
+from tests.patience import PATIENCE_S
 
 LOOPBACK = Target("127.0.0.1", 0)
 GET = b"GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n"
@@ -116,7 +117,7 @@ async def test_who_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> 
         with socket.create_connection(target) as idle:
             idle.sendall(GET)
             await made.wait()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_S):
                 while (await ask(target, GET))[0] != 200:
                     pass
 

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 
 import stepd
 from tests.integration.training import at_once
+from tests.patience import PATIENCE_S
 
 Connect = Callable[..., stepd.Client]
 
@@ -84,7 +85,7 @@ def test_policies_can_be_changed_on_a_live_run(client: stepd.Client, name: str) 
         assert run.info().clip is None
         run.update(schedule=stepd.Warmup(10), sync=stepd.Sync(workers=1, reduce="sum"))
         assert worker.step(ONES).lr == [pytest.approx(4 / 10)]
-        assert run.info().sync.reduce == "sum"
+        assert run.info().sync == stepd.Sync(workers=1, reduce="sum")
         run.update(schedule=None)
         assert worker.step(ONES).lr == [1.0]
         run.update()
@@ -114,7 +115,7 @@ def test_reported_metrics_are_seen_within_moments(client: stepd.Client, name: st
     with run.join() as worker:
         worker.report(loss=0.5, accuracy=np.float32(0.25))
         worker.report(loss=0.125)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + PATIENCE_S
         while run.info().workers[0].metrics.get("loss") != 0.125 and time.monotonic() < deadline:
             time.sleep(0.05)
         assert run.info().workers[0].metrics == {"loss": 0.125, "accuracy": 0.25}
@@ -204,8 +205,7 @@ def test_an_observer_reads_one_version_while_workers_train(connect: Connect, nam
                 return steps
         try:
             seen: set[float] = set()
-            until = time.monotonic() + 3
-            while time.monotonic() < until:
+            while len(seen) < 4:
                 params = run.pull()
                 values = {float(v) for array in params.values() for v in (array.min(), array.max())}
                 assert len(values) == 1, f"versions are mixed: {sorted(values)}"
@@ -215,8 +215,7 @@ def test_an_observer_reads_one_version_while_workers_train(connect: Connect, nam
             done.set()
 
     steps, versions = at_once(work, 2)
-    assert steps > 3
-    assert versions > 1
+    assert steps >= versions - 1
 
 
 def test_two_runs_train_at_once_without_touching_each_other(connect: Connect, name: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 import stepd
 from stepd.rules import Rule
 from stepd.schedules import Schedule
+from tests.patience import PATIENCE_S
 from tests.reference.cases import SMALL, Case, gradient, initial
 from tests.unit.one_process import Tensor
 
@@ -61,7 +62,7 @@ def test_a_rate_falls_when_reports_do_not_get_better(client: stepd.Client, name:
     with run.join() as worker:
         for loss in (1.0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5):  # bad from the third on: reduced at the fifth, the eighth
             worker.report(loss=loss, accuracy=0.5)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE_S
         while run.get_lr() != [0.1] and time.monotonic() < deadline:
             time.sleep(0.05)
         result = worker.step({"w": np.ones(3, np.float32)})

@@ -14,6 +14,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.integration.servers import Server, eventually
+from tests.patience import PATIENCE_S
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 COORDINATOR = ("coordinator", "--listen=127.0.0.1:0", "--shards=1")
@@ -35,7 +36,7 @@ def shard(coordinator: str, *flags: str) -> tuple[str, ...]:
 def health(target: str, service: str = "") -> int:
     with grpc.insecure_channel(target) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
-        status: int = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=10).status
+        status: int = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=PATIENCE_S).status
         return status
 
 
@@ -114,7 +115,6 @@ def test_a_token_file_open_to_everybody_is_refused_in_one_line(tmp_path: Path) -
         assert (code, "chmod 600" in line, "alice" in line) == (2, True, False)
 
 
-@pytest.mark.slow
 def test_a_folder_in_use_is_waited_for_and_then_named(tmp_path: Path) -> None:
     """Waited for, because a restart may come while the process before it is still putting things away."""
     argv = (*COORDINATOR, "--json", f"--data-dir={tmp_path}")

@@ -11,6 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 import stepd
 from stepd.v1 import coordinator_pb2 as c
 from stepd.v1 import coordinator_pb2_grpc, round_pb2, run_pb2, shard_pb2, shard_pb2_grpc
+from tests.patience import PATIENCE_S
 
 VALUES = {"weight": [float(i) for i in range(200_000)], "bias": [1.0, 2.0, 3.0]}
 SHAPES = {"weight": [400, 500], "bias": [3]}
@@ -52,7 +53,9 @@ def chunks(values: list[float]) -> Iterator[shard_pb2.Chunk]:
 def test_a_step_with_nothing_but_the_stubs(fleets: Callable[[int], stepd.LocalFleet], name: str) -> None:
     with grpc.insecure_channel(fleets(3).target) as channel:
         coordinator = coordinator_pb2_grpc.CoordinatorStub(channel)
-        layout = coordinator.CreateRun(c.CreateRunRequest(request_id="once", spec=spec(name)), timeout=10).layout
+        layout = coordinator.CreateRun(
+            c.CreateRunRequest(request_id="once", spec=spec(name)), timeout=PATIENCE_S
+        ).layout
         channels = [grpc.insecure_channel(shard.target) for shard in layout.shards]
         shards = [shard_pb2_grpc.ShardStub(each) for each in channels]
 
@@ -64,10 +67,12 @@ def test_a_step_with_nothing_but_the_stubs(fleets: Callable[[int], stepd.LocalFl
                 for chunk in chunks(parameters):
                     yield shard_pb2.LoadParametersRequest(chunk=chunk)
 
-            stub.LoadParameters(load(), timeout=10)
-        coordinator.StartRun(c.StartRunRequest(run=name), timeout=10)
+            stub.LoadParameters(load(), timeout=PATIENCE_S)
+        coordinator.StartRun(c.StartRunRequest(run=name), timeout=PATIENCE_S)
 
-        joined = coordinator.JoinRun(c.JoinRunRequest(run=name, name="other", lease=Duration(seconds=30)), timeout=10)
+        joined = coordinator.JoinRun(
+            c.JoinRunRequest(run=name, name="other", lease=Duration(seconds=30)), timeout=PATIENCE_S
+        )
         gradient = {key: [2.0] * len(values) for key, values in VALUES.items()}
         for stub, piece in zip(shards, layout.shards, strict=True):
             contribution = flat(piece, gradient)
@@ -80,15 +85,15 @@ def test_a_step_with_nothing_but_the_stubs(fleets: Callable[[int], stepd.LocalFl
                 for chunk in chunks(contribution):
                     yield shard_pb2.PushRequest(chunk=chunk)
 
-            receipt = stub.Push(push(), timeout=10)
+            receipt = stub.Push(push(), timeout=PATIENCE_S)
             assert receipt.status == shard_pb2.RECEIPT_STATUS_ACCEPTED
-            assert stub.Push(push(), timeout=10).status == shard_pb2.RECEIPT_STATUS_DUPLICATE, "it counts once"
+            assert stub.Push(push(), timeout=PATIENCE_S).status == shard_pb2.RECEIPT_STATUS_DUPLICATE, "it counts once"
 
         after = {key: [0.0] * len(values) for key, values in VALUES.items()}
         tensors = list(after.values())
         for stub, piece in zip(shards, layout.shards, strict=True):
             request = shard_pb2.PullRequest(run=name, round=joined.run.round.round, member=joined.member)
-            messages = stub.Pull(request, timeout=10)
+            messages = stub.Pull(request, timeout=PATIENCE_S)
             header = next(messages).header
             assert header.step == 1
             assert header.decision.outcome == round_pb2.OUTCOME_APPLIED
@@ -104,7 +109,7 @@ def test_a_step_with_nothing_but_the_stubs(fleets: Callable[[int], stepd.LocalFl
             assert at == len(received)
         assert after == {key: [value - LR * 2 for value in values] for key, values in VALUES.items()}
 
-        coordinator.LeaveRun(c.LeaveRunRequest(run=name, member=joined.member), timeout=10)
-        coordinator.DeleteRun(c.DeleteRunRequest(run=name), timeout=10)
+        coordinator.LeaveRun(c.LeaveRunRequest(run=name, member=joined.member), timeout=PATIENCE_S)
+        coordinator.DeleteRun(c.DeleteRunRequest(run=name), timeout=PATIENCE_S)
         for each in channels:
             each.close()

@@ -19,6 +19,7 @@ from stepd.errors import PermissionDenied, StepdError, Unauthenticated, Unavaila
 from stepd.status import from_rpc_error
 from stepd.v1 import coordinator_pb2, coordinator_pb2_grpc
 from tests.integration.servers import Server, eventually, is_running
+from tests.patience import PATIENCE_S
 
 
 def fleet(*flags: str, shards: int = 2) -> Server:
@@ -136,7 +137,6 @@ def answers(target: str) -> bool:
         return probe.connect_ex((host, int(port))) == 0
 
 
-@pytest.mark.slow
 def test_a_process_that_does_not_end_is_killed() -> None:
     with fleet() as server:
         ready = server.event(role="fleet")
@@ -185,7 +185,7 @@ def test_a_fleet_with_tls_and_tokens_trusts_itself_and_no_stranger(tmp_path: Pat
         async with open_channel(target, token=token, tls=client) as channel:
             stub: Any = coordinator_pb2_grpc.CoordinatorStub(channel)
             with pytest.raises(grpc.RpcError) as caught:
-                await stub.RegisterShard(coordinator_pb2.RegisterShardRequest(), timeout=10)
+                await stub.RegisterShard(coordinator_pb2.RegisterShardRequest(), timeout=PATIENCE_S)
             return type(from_rpc_error(caught.value))
 
     with fleet(*flags) as server:

@@ -9,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 import stepd
+from tests.patience import PATIENCE_S
 
 T = TypeVar("T")
 Arrays = dict[str, np.ndarray]
@@ -41,7 +42,7 @@ def train(target: str, run: str, gradient: Gradient, *, workers: int, steps: int
     """Train with so many workers; every worker's results."""
 
     def work(rank: int) -> list[stepd.StepResult]:
-        with stepd.connect(target, retry_for=20.0) as client, client.run(run).join(rank) as worker:
+        with stepd.connect(target, retry_for=PATIENCE_S) as client, client.run(run).join(rank) as worker:
             params, results = worker.pull(), []
             for step in range(steps):
                 result = worker.step(gradient(rank, step, params))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from stepd_server.coordinator.store import RunRecord, RunStore, Store
 from stepd_server.coordinator.vocabulary import Decision
@@ -41,8 +42,8 @@ class Course:
         """Be told of everything that is recorded."""
         write_decision, write_record = RunStore.write_decision, RunStore.write_record
 
-        def decision_written(store: RunStore, decision: Decision) -> None:
-            write_decision(store, decision)
+        def decision_written(store: RunStore, decision: Decision, *standings: Any) -> None:
+            write_decision(store, decision, *standings)
             self.decided(decision)
 
         def record_written(store: RunStore, record: RunRecord) -> None:

@@ -16,6 +16,7 @@ from stepd.definitions import RunSpec
 from stepd.policies import Clip
 from stepd.rules import Block, Moment
 from stepd_server.coordinator import decision as decisions
+from stepd_server.coordinator.policy import policy_of
 from stepd_server.coordinator.vocabulary import Decision, Outcome
 from tests.simulator.sent import Contradiction, Contributions, Kept
 
@@ -75,20 +76,20 @@ class Model:
             contributions.tensors((member.worker, member.incarnation, *decision.id))
             for member in sorted(decision.members, key=lambda member: member.rank)
         ]
-        weighted = self.spec.sync.reduce == "weighted"
+        reduce = policy_of(self.spec.sync).reduce
         divisor = {"mean": float(len(held)), "sum": 1.0, "weighted": math.fsum(w for _, w in held)}
         total: dict[int, Array] = {}
         for tensors, weight in held:
             for id_, tensor in tensors.items():
-                part = tensor * weight if weighted and weight != 1.0 else tensor
+                part = tensor * weight if reduce == "weighted" and weight != 1.0 else tensor
                 total[id_] = total[id_] + part if id_ in total else part.copy()
         norms = {one.parameter: (one.first, one.second) for one in decision.norms}
-        self._check_norm(decision, total, divisor[self.spec.sync.reduce])
+        self._check_norm(decision, total, divisor[reduce])
         self._check_rates(decision)
         for id_, tensor in total.items():
             group = self.spec.parameters[id_].group
             rates = decision.groups[group]
-            shaped = self._shaped(tensor, divisor[self.spec.sync.reduce])
+            shaped = self._shaped(tensor, divisor[reduce])
             gradient = shaped * np.float32(1.0) if shaped is tensor else shaped
             np.multiply(gradient, rates.clip_scale * decision.clip_scale, out=gradient)
             self._tensors[id_].update(gradient, rates.lr, norms.get(id_, (math.nan, math.nan)))

@@ -32,7 +32,12 @@ class Streams(RunStreams):
     step = 0
 
     async def agree(self, *arguments: Any, **keywords: Any) -> Any:
-        headers = await super().agree(*arguments, **keywords)
+        return self._took(await super().agree(*arguments, **keywords))
+
+    async def pull_now(self, *arguments: Any, **keywords: Any) -> Any:
+        return self._took(await super().pull_now(*arguments, **keywords))
+
+    def _took(self, headers: Any) -> Any:
         self.step = next((header.step for header in headers.values()), self.step)
         return headers
 

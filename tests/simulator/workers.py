@@ -211,7 +211,8 @@ class _Loop:
         grads = self._world.gradient(host.index, self._streams.step, number, known)
         weight = (0.5, 1.0, 2.0)[(host.index + self._streams.step) % 3]
         weighted = self._world.scenario.sync.reduce == "weighted"
-        return Contribution.of(check_gradients(self._streams.table, grads), weight if weighted else 1.0)
+        arrays = check_gradients(self._streams.table, grads)
+        return Contribution.of(arrays, weight if weighted else 1.0, self._exchange.version)
 
     async def _through(self, call: Callable[[Any], Coroutine[Any, Any, Any]]) -> Any:
         while True:

@@ -30,8 +30,7 @@ from stepd.v1 import shard_control_pb2 as control
 from stepd_server.coordinator.service import CoordinatorService
 from stepd_server.exact import ExactSum
 from stepd_server.interceptors import ErrorInterceptor
-
-SECONDS = 5.0  # for what happens at once
+from tests.patience import PATIENCE_S
 
 
 def digits(workers: int | None = 1, name: str = "digits", clip: float | None = None) -> run_pb2.RunSpec:
@@ -47,7 +46,7 @@ def digits(workers: int | None = 1, name: str = "digits", clip: float | None = N
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(SECONDS):
+    async with asyncio.timeout(PATIENCE_S):
         while not condition():  # noqa: ASYNC110 (what it waits for happens elsewhere, without telling)
             await asyncio.sleep(0.002)
 
@@ -214,7 +213,7 @@ class Fleet:
             shard.allowed += rounds
 
     async def until(self, condition: Callable[[pb.RunState], bool], run: str = "digits") -> pb.RunState:
-        async with asyncio.timeout(SECONDS):
+        async with asyncio.timeout(PATIENCE_S):
             while True:
                 if condition(state := await self.state(run)):
                     return state

@@ -55,6 +55,8 @@ def abort(context: grpc.ServicerContext, error: StepdError) -> NoReturn:
 class FakeShard:
     """Attributes:
     push: what to say to a contribution, asked when its header is here.
+    hears_out: an error is said when all of a contribution is here. One that is said before can be lost on its way to
+        somebody who is still sending.
     pull: what to say to a pull, and the value of every element.
     pushed: round, attempt and first element of each contribution that came in whole.
     pulled: the requests.
@@ -62,6 +64,7 @@ class FakeShard:
 
     def __init__(self) -> None:
         self.push: Push = receipt
+        self.hears_out = False
         self.pull: Pull = lambda request: (decided(request.round), 0.0)
         self.pushed: list[tuple[int, int, float]] = []
         self.pulled: list[shard_pb2.PullRequest] = []
@@ -71,6 +74,8 @@ class FakeShard:
         assert isinstance(header, shard_pb2.PushHeader)
         answer = self.push(header)
         if isinstance(answer, StepdError):
+            for _ in stream if self.hears_out else ():
+                pass
             abort(context, answer)
         assert isinstance(answer, shard_pb2.PushResponse)
         if answer.status == shard_pb2.RECEIPT_STATUS_DUPLICATE:

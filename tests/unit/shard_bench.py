@@ -20,6 +20,7 @@ from stepd_server.shard.arena import Arena, read_prepared
 from stepd_server.shard.extending import restore
 from stepd_server.shard.plan import Piece
 from stepd_server.shard.run import ShardRun
+from tests.patience import PATIENCE_S
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 BLOCK = 8
@@ -36,7 +37,7 @@ def arrays(seed: int, dtype: str = "float32") -> dict[str, Any]:
 
 def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
     async def limited() -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             await scenario()
 
     asyncio.run(limited())

@@ -210,7 +210,7 @@ def test_a_slow_reader_of_averages_keeps_its_version_or_is_sent_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As of parameters."""
-    monkeypatch.setattr("stepd_server.shard.run.READER_GRACE_S", 0.05)
+    monkeypatch.setattr("stepd_server.shard.reading.READER_GRACE_S", 0.05)
     monkeypatch.setattr("stepd_server.shard.pulling.CHUNK_BYTES", 4 * BLOCK)
 
     async def scenario() -> None:

@@ -12,6 +12,7 @@ import pytest
 import stepd
 from stepd.errors import Aborted, FailedPrecondition, StepdError, Unavailable
 from stepd.v1 import coordinator_pb2, round_pb2, shard_pb2
+from tests.patience import PATIENCE_S
 from tests.unit.fake_fleet import MEMBER, SIZE, FakeFleet, FakeShard, decided, receipt
 
 GRAD = {"w": np.full(2 * SIZE, 5, np.float32)}
@@ -27,7 +28,14 @@ def fleet() -> Iterator[FakeFleet]:
 
 @pytest.fixture
 def worker(fleet: FakeFleet) -> Iterator[stepd.Worker]:
-    with stepd.connect(fleet.target, retry_for=2.0) as client, client.run("run").join(lease=1.0) as worker:
+    with stepd.connect(fleet.target, retry_for=PATIENCE_S) as client, client.run("run").join(lease=1.0) as worker:
+        yield worker
+
+
+@pytest.fixture
+def impatient(fleet: FakeFleet) -> Iterator[stepd.Worker]:
+    """A worker that gives up soon."""
+    with stepd.connect(fleet.target, retry_for=0.3) as client, client.run("run").join(lease=1.0) as worker:
         yield worker
 
 
@@ -42,7 +50,7 @@ def once(error: StepdError, then: Callable[..., object]) -> Callable[..., object
 
 
 def soon(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_S
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.02)
     assert condition()
@@ -74,7 +82,7 @@ def test_a_round_that_is_gathered_again_gets_the_same_gradient_again(fleet: Fake
 def test_the_first_contribution_is_for_the_attempt_that_joining_named(fleet: FakeFleet) -> None:
     """One before it does without the newcomer, and would call the contribution late."""
     fleet.state.round.attempt = 3
-    with stepd.connect(fleet.target, retry_for=2.0) as client, client.run("run").join(lease=1.0) as worker:
+    with stepd.connect(fleet.target, retry_for=PATIENCE_S) as client, client.run("run").join(lease=1.0) as worker:
         worker.step(GRAD)
         worker.step(GRAD)
     for shard in fleet.shards:
@@ -115,7 +123,9 @@ def test_a_round_that_is_not_decided_yet_is_asked_for_again(fleet: FakeFleet, wo
     assert len(shard.pulled) == 21
 
 
-def test_a_shard_that_stays_away_is_unavailable_with_what_was_tried(fleet: FakeFleet, worker: stepd.Worker) -> None:
+def test_a_shard_that_stays_away_is_unavailable_with_what_was_tried(fleet: FakeFleet, impatient: stepd.Worker) -> None:
+    worker = impatient
+    fleet.shards[1].hears_out = True
     fleet.shards[1].push = lambda header: Unavailable("still starting")
     with pytest.raises(Unavailable, match=r"Push of run 'run' on shard 1 .* failed .* still starting") as caught:
         worker.step(GRAD)
@@ -255,13 +265,13 @@ def test_a_membership_that_ended_ends_a_step_that_waits(fleet: FakeFleet, worker
     ],
 )
 def test_a_round_that_cannot_go_on_ends_with_the_coordinators_reason(
-    fleet: FakeFleet, worker: stepd.Worker, status: int, kind: type[StepdError]
+    fleet: FakeFleet, impatient: stepd.Worker, status: int, kind: type[StepdError]
 ) -> None:
     fleet.shards[0].pull = lambda request: Aborted("not yet", reason="ROUND_PENDING")
     fleet.state.status = status  # type: ignore[assignment]
     fleet.state.problem = "shard 1 is in the kitchen"
     with pytest.raises(kind, match="shard 1 is in the kitchen"):
-        worker.step(GRAD)
+        impatient.step(GRAD)
 
 
 def test_an_exit_does_not_mask_the_users_error(fleet: FakeFleet) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from stepd.errors import FailedPrecondition
 from stepd.loop import Loop
+from tests.patience import PATIENCE_S
 
 ended: list[str] = []
 
@@ -51,7 +52,7 @@ def test_something_is_done_meanwhile(loop: Loop) -> None:
     done = threading.Event()
 
     async def wait() -> bool:
-        return await asyncio.to_thread(done.wait, 10)
+        return await asyncio.to_thread(done.wait, PATIENCE_S)
 
     assert loop.run(wait(), meanwhile=done.set)
 

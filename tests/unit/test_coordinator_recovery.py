@@ -47,7 +47,7 @@ def test_a_shard_that_is_replaced_is_told_again(tmp_path: Path) -> None:
         await fleet.shards[1].listen()
         await fleet.register(fleet.shards[1])
         fleet.allow(1)
-        state = await fleet.until(lambda state: state.step == 2)
+        await eventually(lambda: all(len(shard.decisions) == 2 for shard in fleet.shards))
         assert fleet.shards[0].decisions[:2] == fleet.shards[1].decisions[:2]
         assert fleet.shards[1].decisions[1].id.attempt == 1
 

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from stepd import specs
-from stepd.info import FleetInfo, RunInfo, StepEvent
+from stepd.info import FleetInfo, MissingInfo, RunInfo, StepEvent
 from stepd.policies import ClipNorm, Sync
 from stepd.rules import AdamW
 from stepd.schedules import Cosine
@@ -61,6 +61,34 @@ def test_a_run_before_its_first_step(state: coordinator_pb2.RunState) -> None:
     assert info.created_at == 1.5
     assert (info.last_norm, info.last_clip_scale, info.problem) == (None, None, None)
     assert [worker.id for worker in info.workers] == ["a", "b"]
+
+
+def test_who_is_awaited_silent_and_missing(state: coordinator_pb2.RunState) -> None:
+    waits, works = state.workers[1], state.workers[0]
+    waits.awaited.FromMilliseconds(1_500)
+    waits.silent.FromMilliseconds(250)
+    waits.lease.FromSeconds(10)
+    works.contributions.CopyFrom(coordinator_pb2.ContributionCounts(accepted=7, late=2))
+    state.missing.add(rank=2)
+    gone = state.missing.add(rank=3, member=round_pb2.Member(worker="c", rank=3), why="its lease of 10 s has run out")
+    gone.since.FromSeconds(4)
+    info = RunInfo.from_proto(state)
+    a, b = info.workers
+    assert (a.awaited, a.silent, a.lease) == (1.5, 0.25, 10.0)
+    assert (b.awaited, b.contributions["accepted"], b.contributions["late"], b.contributions["stale"]) == (
+        None,
+        7,
+        2,
+        0,
+    )
+    assert info.missing == [
+        MissingInfo(2, None, None, None),
+        MissingInfo(3, "c", 4.0, "its lease of 10 s has run out"),
+    ]
+    document = strict_json(info.to_json())
+    assert isinstance(document, dict)
+    assert document["missing"][1] == {"rank": 3, "id": "c", "since": 4.0, "why": "its lease of 10 s has run out"}
+    assert document["workers"][0]["awaited"] == 1.5
 
 
 def test_a_run_after_a_step_and_with_a_problem(state: coordinator_pb2.RunState) -> None:

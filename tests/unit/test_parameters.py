@@ -241,7 +241,7 @@ def test_large_values_are_finite() -> None:
         ({"optimizer": SGD}, InvalidArgument, "run 'run': optimizer must be .* got <class"),
         ({"schedule": 0.1}, InvalidArgument, "run 'run': schedule must be a schedule such as .* or None, got 0.1"),
         ({"clip": 1.0}, InvalidArgument, "run 'run': clip must be stepd.ClipNorm, ClipValue, Clip or None, got 1.0"),
-        ({"sync": 2}, InvalidArgument, "run 'run': sync must be stepd.Sync or None, got 2"),
+        ({"sync": 2}, InvalidArgument, "run 'run': sync must be stepd.Sync, Async, BoundedStaleness or None, got 2"),
         ({"on_nonfinite": "ignore"}, InvalidArgument, "on_nonfinite must be one of 'skip', 'quarantine', 'error', got"),
         ({"missing": None}, InvalidArgument, "missing must be one of 'skip', 'error', got None"),
         (

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from stepd.errors import InvalidArgument
-from stepd.policies import Clip, ClipNorm, ClipValue, Sync
+from stepd.policies import Async, BoundedStaleness, Clip, ClipNorm, ClipValue, Sync
 
 
 def test_a_clip_takes_numbers_or_limits() -> None:
@@ -62,8 +62,16 @@ def test_the_default_sync() -> None:
         (lambda: Sync(workers=10**6), "Sync: workers must be from 1 to 65536, or None, got 1000000"),
         (lambda: Sync(reduce="max"), "Sync: reduce must be one of 'mean', 'sum', 'weighted', got 'max'"),
         (lambda: Sync(deterministic=1), "Sync: deterministic must be True or False, got 1"),
-        (lambda: Sync(quorum=2), "Sync: this version has no quorum rounds: quorum must be None, got 2"),
-        (lambda: Sync(grace=0.5), "Sync: this version has no quorum rounds: grace must be 0.0, got 0.5"),
+        (lambda: Sync(quorum=0), "Sync: quorum must be from 1 to 65536, or None, got 0"),
+        (lambda: Sync(3, quorum=4), "Sync: quorum must be from 1 to 3, or None, got 4"),
+        (lambda: Sync(grace=0.5), "Sync: grace must be 0 without a quorum, got 0.5"),
+        (lambda: Sync(quorum=2, grace=-1), "Sync: grace must be from 0 to 3600.0 seconds, got -1.0"),
+        (lambda: Sync(quorum=2, deterministic=True), "Sync: deterministic must be False with a quorum"),
+        (lambda: Async(-1), "Async: max_staleness must be from 0 to 281474976710656, or None, got -1"),
+        (lambda: Async(damping="linear"), "Async: damping must be one of 'inverse' or None, got 'linear'"),
+        (lambda: BoundedStaleness(0, 1), "BoundedStaleness: workers must be from 1 to 65536, got 0"),
+        (lambda: BoundedStaleness(2, -1), "BoundedStaleness: staleness must be from 0 to 281474976710656, got -1"),
+        (lambda: BoundedStaleness(2.5, 1), "BoundedStaleness: workers must be an integer, got 2.5"),
     ],
 )
 def test_impossible_policies_are_refused(make: object, message: str) -> None:

@@ -1,8 +1,9 @@
 """Rounds against a small world that is as bad as it can be, from a seed.
 
 Messages are late, doubled and out of order; shards die with what they have not written and come back; the coordinator
-is replaced; workers join, leave, are lost and come back under their names; groups are added. Whatever happens, what
-must never happen is asserted on the way; at the end the weather clears, and the run must go on.
+is replaced; workers join, leave, are lost and come back under their names, break off and give up what they send; groups
+are added, and the policy changes. Whatever happens, what must never happen is asserted on the way; at the end the
+weather clears, and the run must go on.
 
 STEPD_SEED=N repeats one world; STEPD_WORLDS=N makes so many.
 """
@@ -13,180 +14,161 @@ import math
 import os
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-import numpy as np
 import pytest
 
-from stepd.definitions import GroupSpec, ParameterSpec, RunSpec
-from stepd.policies import Clip, ClipNorm, ClipValue, Sync
-from stepd.rules import LAMB, SGD, Reach
 from stepd_server.coordinator import events
-from stepd_server.coordinator.rounds import Rounds
-from stepd_server.coordinator.vocabulary import Decision, Member, Nonfinite, Outcome, Phase, RoundId, Sums, TensorNorms
+from stepd_server.coordinator.vocabulary import (
+    Decision,
+    Member,
+    Nonfinite,
+    Offer,
+    Outcome,
+    Phase,
+    Receipt,
+    RoundId,
+    Sums,
+)
 from stepd_server.exact import ExactSum
+
+from .rounds_world import Command, RoundsWorld
 
 SEED = os.environ.get("STEPD_SEED")
 WORLDS = int(os.environ.get("STEPD_WORLDS", "150"))
 
 
-@dataclass
-class Shard:
-    """What a shard keeps over its death (first three), and what it does not."""
-
-    round: int = 0
-    step: int = 0
-    prepared: RoundId | None = None
-    gathering: events.Gather | None = None
-    arrived: set[Member] = field(default_factory=set)
-    up: bool = True
-
-
-class World:
-    def __init__(self, seed: int) -> None:
-        self.random = random.Random(seed)
-        self.shards = [Shard() for _ in range(self.random.choice((1, 2, 3)))]
-        self.exact = self.random.choice((None, None, 1, 2, 3))
-        self.layout = 0  # so many groups were added
-        self.rule = self.random.choice((SGD(lr=0.1), LAMB()))
-        self.spec = self._spec()
-        self.rounds = Rounds(len(self.shards), self.spec)
-        self.pending: list[tuple[int, Callable[[], None]]] = []
-        self.incarnation = 0
-        self.members: dict[str, Member] = {}
-        self.first: dict[Member, RoundId] = {}
-        self.recorded: dict[int, Decision] = {}
-        self.given_away: set[RoundId] = set()
-        self.casts: dict[RoundId, tuple[Member, ...]] = {}
-        self.attempt = events.RecordAttempt(RoundId(0, 0))
-        self.measured: set[RoundId] = set()
-        self.left_out: dict[int, set[Member]] = {}
-
-    def _spec(self) -> RunSpec:
-        clip = self.random.choice((None, Clip(ClipNorm(1.0)), Clip(ClipNorm(2.0)), Clip(None, ClipValue(1.0))))
-        return RunSpec(
-            name="world",
-            parameters=(ParameterSpec("w", (4,), np.dtype(np.float32)),),
-            groups=(GroupSpec(self.rule),) * (1 + self.layout),
-            clip=clip,
-            sync=Sync(workers=self.exact),
-            on_nonfinite=self.random.choice(("skip", "quarantine", "error")),
-        )
-
-    # --- Coordinator ----------------------------------------------------------------------------------------------
-
-    def tell(self, event: events.Event) -> None:
-        for action in self.rounds.apply(event):
-            match action:
-                case events.Record(decision):
-                    assert decision.id.round not in self.recorded, "a second decision"
-                    assert decision.id.round == len(self.recorded), "a round was left out"
-                    behind = [shard for shard in self.shards if shard.round < decision.id.round]
-                    assert not behind, "decided before every shard had carried out the decision before"
-                    assert len(decision.groups) == 1 + self.layout, "decided without a group that was added"
-                    if decision.members:
-                        assert decision.members == self.casts[decision.id], "decided with others than those asked"
-                    self._check_norms(decision)
-                    self.recorded[decision.id.round] = decision
-                case events.Measure(shards, draft):
-                    assert draft.id not in self.measured, "an attempt was measured twice"
-                    self.measured.add(draft.id)
-                    for shard in shards:
-                        self.post(shard, lambda s=shard, d=draft: self._shard_measures(s, d))
-                case events.RecordAttempt():
-                    self.attempt = action
-                case events.Gather():
-                    self._check_gather(action)
-                    for shard in action.shards:
-                        self.post(shard, lambda s=shard, a=action: self._shard_gathers(s, a))
-                case events.Finish(shards, decision):
-                    assert self.recorded[decision.id.round] == decision, "told before it was recorded"
-                    for shard in shards:
-                        self.post(shard, lambda s=shard, d=decision: self._shard_finishes(s, d))
-                case events.Lost(problem):
-                    pytest.fail(f"lost: {problem}")
-
-    def _check_norms(self, decision: Decision) -> None:
-        if self.rule.reach is Reach.LAYERWISE and decision.outcome is Outcome.APPLIED:
-            assert decision.id in self.measured, "decided without having measured"
-            # Each shard's part says which attempt it is of.
-            expected = sum(self._measure_of(index, decision.id) for index in range(len(self.shards)))
-            assert decision.norms == (TensorNorms(0, math.sqrt(expected), 0.0),), "norms of another attempt"
-        else:
-            assert not decision.norms
-
-    def _check_gather(self, gather: events.Gather) -> None:
-        assert gather.id not in self.given_away, "the number of an attempt was given away twice"
-        assert gather.id.attempt == 0 or self.attempt.id == gather.id, "an attempt was told before it was recorded"
-        self.given_away.add(gather.id)
-        self.casts[gather.id] = gather.members
-        assert gather.members, "nobody asked"
-        left_out = self.left_out.setdefault(gather.id.round, set())
-        assert left_out.issubset(gather.quarantined), "who was left out of the round was forgotten"
-        assert not set(gather.quarantined) & set(gather.members), "somebody asked who is left out"
-        left_out.update(gather.quarantined)
-        assert gather.layout == self.layout, "gathered by a layout that is not the present one"
-        for member in gather.members:
-            assert self.members.get(member.worker) == member, "somebody asked who is not a member"
-            assert self.first[member] <= gather.id or self.first[member].round == gather.id.round, "asked too early"
-
-    def replace_coordinator(self) -> None:
-        """With what was recorded: members as well, but for who is forgotten while nobody listens."""
-        last = self.recorded[max(self.recorded)] if self.recorded else None
-        following = last.id.round + 1 if last else 0
-        under_way = self.attempt.id.round == following
-        self.pending.clear()
-        if self.random.random() < 0.3:
-            self.members.clear()
-        self.rounds = Rounds(
-            len(self.shards),
-            self.spec,
-            last=last,
-            attempt=self.attempt.id.attempt + 1 if under_way else 1,
-            away=range(len(self.shards)),
-            layout=self.layout,
-            members={member: self.first[member].round for member in self.members.values()},
-            left_out=self.attempt.left_out if under_way else (),
-            nonfinite=self.attempt.nonfinite if under_way else (),
-        )
-        for index, shard in enumerate(self.shards):
-            if shard.up:
-                self.tell(events.ShardBack(index, shard.round, shard.step))
-
-    # --- Network --------------------------------------------------------------------------------------------------
-
-    def post(self, shard: int, deliver: Callable[[], None]) -> None:
-        for _ in range(self.random.choice((1, 1, 1, 2))):
-            self.pending.append((shard, deliver))
-
-    def deliver_one(self) -> None:
-        if self.pending:
-            self.pending.pop(self.random.randrange(len(self.pending)))[1]()
-
+class World(RoundsWorld):
     # --- Shards ---------------------------------------------------------------------------------------------------
+
+    def shard_acts(self, shard: int, action: Command) -> None:
+        match action:
+            case events.Gather():
+                self._shard_gathers(shard, action)
+            case events.Close(_, at):
+                self._shard_closes(shard, at)
+            case events.Select():
+                self._shard_selects(shard, action)
+            case events.Measure(_, draft):
+                self._shard_measures(shard, draft)
+            case events.Finish(_, decision):
+                self._shard_finishes(shard, decision)
 
     def _shard_gathers(self, index: int, gather: events.Gather) -> None:
         shard = self.shards[index]
         if shard.round < gather.id.round:  # it holds back what it is not ready for
             self.pending.append((index, lambda: self._shard_gathers(index, gather)))
         elif shard.round == gather.id.round and (shard.gathering is None or shard.gathering.id < gather.id):
-            shard.gathering, shard.arrived = gather, set()
+            shard.gather(gather)
+            for (member, sequence), based_on in shard.held.items() if gather.in_turn else ():
+                self._tell_offer(index, Offer(member, sequence, based_on))
+            for member, sequence, _ in shard.final or ():
+                if gather.in_turn and (member, sequence) not in shard.held:
+                    self._tell_withdrawn(index, member, sequence)
+
+    def _shard_closes(self, index: int, at: RoundId) -> None:
+        shard = self.shards[index]
+        gather = shard.gathering
+        if gather is not None and gather.id == at and shard.round == at.round:
+            shard.closed = True
+            begun = tuple(shard.begun)
+            self.post(index, lambda: self.tell(events.Closed(index, at, begun)))
+
+    def _shard_selects(self, index: int, action: events.Select) -> None:
+        shard = self.shards[index]
+        gather = shard.gathering
+        if gather is None or gather.id != action.id or shard.round != action.id.round:
+            return
+        for member, sequence, receipt in action.refused:
+            for held in [held for held in shard.held if held[0] == member and held[1] <= sequence]:
+                del shard.held[held]
+                self._receive(*held, receipt)
+        if action.selected and shard.final is None:
+            shard.final = action.selected
+            if not gather.in_turn:
+                assert shard.begun.issubset(shard.contributors), "left out what had begun"
+                self._shard_sums(index, gather)
+                return
+            (member, sequence, _) = action.selected[0]
+            if (member, sequence) not in shard.held:
+                self._tell_withdrawn(index, member, sequence)
+
+    def _receive(self, member: Member, sequence: int, receipt: Receipt) -> None:
+        """A worker is told what became of a contribution."""
+        self.receipts.add(receipt)
+        if receipt is Receipt.DUPLICATE:
+            assert (member, sequence) in self.counted | self.given_up, "called a duplicate, and never counted"
+        # Of what came before its present one a worker knows already what became.
+        if self.current.get(member, (0, 0))[0] == sequence:
+            assert receipt is not Receipt.STALE or (member, sequence) not in self.counted, "called stale, and counted"
+            self.refused.setdefault((member, sequence), receipt)
+            del self.current[member]
 
     def contribute(self, index: int) -> None:
         shard = self.shards[index]
         if not shard.up or shard.gathering is None or shard.gathering.id.round != shard.round:
             return
         gather = shard.gathering
-        alive = [m for m in gather.members if self.members.get(m.worker) == m and m not in shard.arrived]
+        if gather.in_turn and self.random.random() < 0.5:
+            self._hold(index)
+            return
+        alive = [m for m in shard.contributors if self.members.get(m.worker) == m and m not in shard.arrived]
         if not alive:
             return
         member = self.random.choice(alive)
+        if gather.in_turn:
+            assert shard.final is not None
+            if shard.held.pop((member, shard.final[0].sequence), None) is None:
+                return
+        elif member not in shard.begun:
+            if shard.closed and shard.final is None:
+                return
+            shard.begun.add(member)
+            if self.random.random() < 0.5:
+                return
         shard.arrived.add(member)
         self.post(index, lambda: self.tell(events.Arrived(index, gather.id, member)))
-        if shard.arrived.issuperset(gather.members):
+        self._shard_sums(index, gather)
+
+    def _shard_sums(self, index: int, gather: events.Gather) -> None:
+        shard = self.shards[index]
+        if shard.arrived.issuperset(shard.contributors) and shard.prepared != gather.id:
             shard.prepared = gather.id
-            sums = self._sums(gather.members, 1 + gather.layout)
+            self.summed.setdefault(gather.id, set()).add(frozenset(shard.arrived))
+            sums = self._sums(shard.contributors, 1 + gather.layout)
             self.post(index, lambda: self.tell(events.Gathered(index, gather.id, sums)))
+
+    def _hold(self, index: int) -> None:
+        """A worker's contribution comes to wait on a shard, or breaks off there."""
+        shard = self.shards[index]
+        if not self.members:
+            return
+        member = self.members[self.random.choice(sorted(self.members))]
+        last = max((s for m, s in {*self.counted, *self.refused, *self.given_up} if m == member), default=0)
+        if member not in self.current or (member, self.current[member][0]) in self.counted:
+            self.current[member] = (last + 1, max(0, shard.step - self.random.choice((0, 0, 1, 3))))
+        sequence, based_on = self.current[member]
+        if (member, sequence - 1) in self.counted and self.random.random() < 0.1:
+            sequence -= 1  # the answer was lost
+        if (member, sequence) not in shard.held and member not in shard.arrived:
+            shard.held[member, sequence] = based_on
+            self._tell_offer(index, Offer(member, sequence, based_on))
+        elif self.random.random() < 0.2:
+            if shard.held.pop((member, sequence), None) is not None:
+                self._tell_withdrawn(index, member, sequence)
+            if self.random.random() < 0.2:
+                self.given_up.add((member, sequence))
+                self.current[member] = (sequence + 1, shard.step)
+
+    def _tell_offer(self, index: int, offer: Offer) -> None:
+        gathering = self.shards[index].gathering
+        assert gathering is not None
+        self.post(index, lambda: self.tell(events.Offered(index, gathering.id, offer)))
+
+    def _tell_withdrawn(self, index: int, member: Member, sequence: int) -> None:
+        gathering = self.shards[index].gathering
+        assert gathering is not None
+        self.post(index, lambda: self.tell(events.Withdrawn(index, gathering.id, member, sequence)))
 
     def _sums(self, members: tuple[Member, ...], groups: int) -> Sums:
         part = ExactSum()
@@ -195,16 +177,13 @@ class World:
         nonfinite = (Nonfinite(self.random.choice(members), 0),) if weather < 0.05 else ()
         return Sums((part,) * groups, (None,) * groups, nonfinite, overflow=weather > 0.97)
 
-    def _measure_of(self, index: int, id_: RoundId) -> float:
-        return 1.0 + index + 100.0 * id_.attempt + 10000.0 * id_.round
-
     def _shard_measures(self, index: int, draft: Decision) -> None:
         shard = self.shards[index]
         if shard.gathering is None or shard.gathering.id != draft.id:
             return  # refused: the attempt is over there
         assert shard.prepared == draft.id, "a shard was told to measure what it has not gathered"
         part = ExactSum()
-        part.add(self._measure_of(index, draft.id) if self.random.random() < 0.98 else math.inf)
+        part.add(self.measure_of(index, draft.id) if self.random.random() < 0.98 else math.inf)
         self.post(index, lambda: self.tell(events.Measured(index, draft.id, {0: (part, ExactSum())})))
 
     def _shard_finishes(self, index: int, decision: Decision) -> None:
@@ -221,6 +200,7 @@ class World:
         shard = self.shards[index]
         if shard.up:
             shard.up, shard.gathering, shard.arrived = False, None, set()
+            shard.held.clear()
             self.pending = [item for item in self.pending if item[0] != index]
             self.tell(events.ShardAway(index))
 
@@ -239,6 +219,8 @@ class World:
         member = self.members[name] = Member(name, self.incarnation, ord(name) - ord("a"))
         # Bound before the event is taken in: what a worker is told is what holds from then on.
         self.first[member] = RoundId(0, 0)
+        self.turns = {m: turns for m, turns in self.turns.items() if m.worker != name}
+        self.turns[member] = min(self.turns.values(), default=0)
         self.tell(events.MemberJoined(member))
         self.first[member] = self.rounds.first_round_of(member)
 
@@ -255,6 +237,7 @@ class World:
         everywhere = len(acknowledged) == 1 and all(g and g.id in acknowledged for g in gathers)
         contributed = acknowledged.pop() if everywhere else None
         del self.members[name]
+        self.turns.pop(member, None)
         self.tell(events.MemberLeft(member, contributed))
         if contributed:  # its lease ends at last, in whatever state things are
             self.post(-1, lambda: self.tell(events.MemberLost(member)))
@@ -262,6 +245,7 @@ class World:
     def lose(self, name: str) -> None:
         member = self.members.pop(name, None)
         if member:
+            self.turns.pop(member, None)
             self.tell(events.MemberLost(member))
 
     # --- Weather --------------------------------------------------------------------------------------------------
@@ -285,9 +269,13 @@ class World:
         next((act for chance, act in chances if roll < chance), self.deliver_one)()
 
     def change_policy(self) -> None:
-        before = self.spec
+        before, exact = self.spec, self.exact
         self.spec = self._spec()
+        if self.exact is not None and len(self.members) > self.exact:
+            self.spec, self.exact = before, exact  # refused
         object.__setattr__(self.spec, "on_nonfinite", before.on_nonfinite)
+        if type(self.spec.sync) is not type(before.sync):
+            self.turns = dict.fromkeys(self.members.values(), 0)
         self.tell(events.PolicyChanged(self.spec))
 
     def add_group(self) -> None:
@@ -305,9 +293,20 @@ class World:
         for _ in range(3000):
             self.deliver_one()
             self.contribute(self.random.randrange(len(self.shards)))
+            if self.random.random() < 0.02:
+                self._send_again()
             if len(self.recorded) >= goal:
                 return
         pytest.fail(f"nothing goes on: {self.rounds!r}")
+
+    def _send_again(self) -> None:
+        """What has waited for long is sent again, and so offered again."""
+        for index, shard in enumerate(self.shards):
+            gather = shard.gathering
+            if gather is None or not gather.in_turn:
+                continue
+            for (member, sequence), based_on in shard.held.items():
+                self.tell(events.Offered(index, gather.id, Offer(member, sequence, based_on)))
 
 
 def one_world(seed: int) -> World:
@@ -340,6 +339,9 @@ def test_the_weather_is_bad_enough_to_mean_something() -> None:
     assert any(decision.norms and decision.id.attempt for decision in decided)
     assert any(decision.id.attempt for decision in decided)
     assert any(not decision.members and not decision.quarantined for decision in decided)
+    assert any(decision.late and decision.outcome is Outcome.APPLIED for decision in decided)
+    assert any(decision.counted and decision.id.attempt for decision in decided)
+    assert {receipt for world in worlds for receipt in world.receipts} == set(Receipt)
 
 
 def test_the_same_seed_makes_the_same_world() -> None:

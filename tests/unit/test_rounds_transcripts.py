@@ -5,15 +5,21 @@ STEPD_REWRITE=1 writes the answers anew; read the difference before keeping it.
 
     run shards=2 workers=2 clip=1 group-clip=1 nonfinite=error lr=0.1 schedule=4     a new run (rate 0 at step 4)
         layerwise                 its rule wants norms of tensors
+        quorum=2 grace=0.5        rounds are closed when so many have arrived
+        async staleness=3 damped, or bounded=1     contributions are taken in turn
     join a                        a worker joins; again: under its next incarnation
     leave a contributed=0/0       leaves; the latest attempt for which it has a receipt of every shard
     lose a                        its lease runs out
     arrived a b id=0/0 on=0,1     contributions are whole; without `id`: of this attempt; without `on`: everywhere
+    closed on=0,1 begun=a,b       shards begin no more contributions
+    time grace                    the time has passed
+    offered a:1 b:1 based=0 on=0,1             contributions wait on shards; named by worker and sequence
+    withdrawn a:1 on=0            one does not wait any more
     gathered on=0,1 squares=9,16 nonfinite=a:3 overflow     sums come in
     measured on=0,1 squares=9,16  the first of the sums that norms of tensors are made of; the second is 1 everywhere
     finished on=0,1               the last decision is carried out
     away 1, back 1 round=0 step=0 torn, broken 1 ...        a shard goes, comes, gives up
-    change workers=3              the owner changes the policy
+    change workers=3              the owner changes the policy; a word that ends in `-` takes it away
     add-group                     a group was added: the next version of the layout
     load                          the owner loads a state of the optimizer
     committed on=0,1              shards use it
@@ -31,13 +37,13 @@ import numpy as np
 import pytest
 
 from stepd.definitions import GroupSpec, ParameterSpec, RunSpec
-from stepd.policies import Clip, ClipNorm, ClipValue, Sync
+from stepd.policies import AnySync, Async, BoundedStaleness, Clip, ClipNorm, ClipValue, Sync
 from stepd.rules import LAMB, SGD
 from stepd.schedules import Linear
 from stepd_server.coordinator import events
 from stepd_server.coordinator.events import Action, Event
 from stepd_server.coordinator.rounds import Rounds
-from stepd_server.coordinator.vocabulary import Decision, Member, Nonfinite, RoundId, Sums
+from stepd_server.coordinator.vocabulary import Decision, Member, Nonfinite, Offer, RoundId, Standing, Sums, Timer
 from stepd_server.exact import ExactSum
 
 FOLDER = Path(__file__).parent / "rounds"
@@ -55,9 +61,21 @@ def spec_of(options: dict[str, str]) -> RunSpec:
         * (1 + int(options.get("added", "0"))),
         schedule=Linear(total_steps=int(options["schedule"])) if "schedule" in options else None,
         clip=Clip(norm, value) if norm or value else None,
-        sync=Sync(workers=int(options["workers"]) if options.get("workers", "any") != "any" else None),
+        sync=sync_of(options),
         on_nonfinite=options.get("nonfinite", "skip"),
     )
+
+
+def sync_of(options: dict[str, str]) -> AnySync:
+    workers = int(options["workers"]) if options.get("workers", "any") != "any" else None
+    if "bounded" in options:
+        assert workers is not None
+        return BoundedStaleness(workers, int(options["bounded"]))
+    elif "async" in options:
+        limit = int(options["staleness"]) if "staleness" in options else None
+        return Async(limit, "inverse" if "damped" in options else None)
+    quorum = int(options["quorum"]) if "quorum" in options else None
+    return Sync(workers, quorum, float(options.get("grace", 0)))
 
 
 class Run:
@@ -68,6 +86,7 @@ class Run:
         self.options: dict[str, str] = {}
         self.members: dict[str, Member] = {}
         self.recorded: Decision | None = None
+        self.standings: dict[Member, Standing] = {}
         self.attempt = events.RecordAttempt(RoundId(0, 0))
         self.first: dict[Member, int] = {}
         self.loaded = False
@@ -92,7 +111,7 @@ class Run:
             self.first.pop(event.member, None)
         for action in actions:
             if isinstance(action, events.Record):
-                self.recorded = action.decision
+                self.recorded, self.standings = action.decision, dict(action.standings)
             elif isinstance(action, events.RecordAttempt):
                 self.attempt = action
         return actions
@@ -102,7 +121,7 @@ class Run:
         self.shards = int(options.pop("shards", "1"))
         self.options, self.members, self.recorded, self.first = options, {}, None, {}
         self.attempt = events.RecordAttempt(RoundId(0, 0))
-        self.loaded = False
+        self.loaded, self.standings = False, {}
         self.rounds = Rounds(self.shards, spec_of(options))
         return [repr(self.rounds)]
 
@@ -124,6 +143,7 @@ class Run:
             members={member: self.first[member] for member in self.members.values() if member in self.first},
             left_out=self.attempt.left_out if under_way else (),
             nonfinite=self.attempt.nonfinite if under_way else (),
+            standings=self.standings,
         )
         return [repr(self.rounds)]
 
@@ -147,6 +167,26 @@ class Run:
     def do_arrived(self, names: list[str], options: dict[str, str]) -> list[str]:
         at, shards = self._id(options.get("id")), self._shards(options)
         return self.apply(*(events.Arrived(s, at, self.members[name]) for name in names for s in shards))
+
+    def do_closed(self, _: list[str], options: dict[str, str]) -> list[str]:
+        begun = tuple(self.members[name] for name in options.get("begun", "").split(",") if name)
+        return self.apply(*(events.Closed(s, self._id(options.get("id")), begun) for s in self._shards(options)))
+
+    def do_time(self, words: list[str], options: dict[str, str]) -> list[str]:
+        return self.apply(events.TimeUp(self._id(options.get("id")), Timer(words[0])))
+
+    def do_offered(self, names: list[str], options: dict[str, str]) -> list[str]:
+        at, based_on = self._id(options.get("id")), int(options.get("based", self.rounds.step))
+        offers = [Offer(*self._named(name), based_on) for name in names]
+        return self.apply(*(events.Offered(s, at, offer) for offer in offers for s in self._shards(options)))
+
+    def do_withdrawn(self, names: list[str], options: dict[str, str]) -> list[str]:
+        at, shards = self._id(options.get("id")), self._shards(options)
+        return self.apply(*(events.Withdrawn(s, at, *self._named(name)) for name in names for s in shards))
+
+    def _named(self, name: str) -> tuple[Member, int]:
+        worker, sequence = name.split(":")
+        return self.members[worker], int(sequence)
 
     def do_gathered(self, words: list[str], options: dict[str, str]) -> list[str]:
         at, shards = self._id(options.get("id")), self._shards(options)
@@ -194,8 +234,10 @@ class Run:
     def do_broken(self, words: list[str], _: dict[str, str]) -> list[str]:
         return self.apply(events.ShardLost(int(words[0]), " ".join(words[1:])))
 
-    def do_change(self, _: list[str], options: dict[str, str]) -> list[str]:
-        self.options |= options
+    def do_change(self, words: list[str], options: dict[str, str]) -> list[str]:
+        self.options |= options | {word: "" for word in words if not word.endswith("-")}
+        for word in words:
+            self.options.pop(word.rstrip("-") if word.endswith("-") else "", None)
         return self.apply(events.PolicyChanged(spec_of(self.options)))
 
     def do_add_group(self, *_: object) -> list[str]:

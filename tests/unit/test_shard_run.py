@@ -112,7 +112,7 @@ def test_a_pull_waits_for_its_round(tmp_path: Path) -> None:
 
 def test_a_slow_reader_keeps_its_version_or_is_sent_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step waits a while for a reader of what it overwrites; then the reader gets an error, never a mixture."""
-    monkeypatch.setattr("stepd_server.shard.run.READER_GRACE_S", 0.05)
+    monkeypatch.setattr("stepd_server.shard.reading.READER_GRACE_S", 0.05)
     monkeypatch.setattr("stepd_server.shard.pulling.CHUNK_BYTES", 4 * BLOCK)
 
     async def scenario() -> None:

@@ -15,7 +15,7 @@ from stepd import limits, specs
 from stepd.averages import EMA, SWA
 from stepd.definitions import DTYPES, GroupSpec, ParameterSpec, RunSpec
 from stepd.errors import DtypeMismatch, InvalidArgument, OverlappingGroups, ResourceExhausted, StepdError
-from stepd.policies import Clip, ClipNorm, ClipValue, Sync
+from stepd.policies import Async, BoundedStaleness, Clip, ClipNorm, ClipValue, Sync
 from stepd.rules import LARS, SGD, Adafactor, Adam, AdamW, Muon, Rule
 from stepd.schedules import (
     Chained,
@@ -78,11 +78,20 @@ schedules = st.one_of(
 norms = st.builds(ClipNorm, positive, st.one_of(positive, st.just(math.inf)))
 values = st.builds(ClipValue, positive)
 clips = st.one_of(norms, values, st.builds(Clip, norms, values))
-syncs = st.builds(
+all_workers = st.builds(
     Sync,
     workers=st.none() | st.integers(1, limits.WORKERS_MAX),
     reduce=st.sampled_from(["mean", "sum", "weighted"]),
     deterministic=st.booleans(),
+)
+staleness = st.integers(0, limits.STALENESS_MAX)
+syncs = st.one_of(
+    all_workers,
+    st.builds(
+        lambda k, more, grace: Sync(k + more, k, grace), st.integers(1, 99), st.integers(0, 99), st.floats(0, 3600)
+    ),
+    st.builds(Async, st.none() | staleness, st.sampled_from([None, "inverse"])),
+    st.builds(BoundedStaleness, st.integers(1, 100), staleness),
 )
 averages = st.one_of(st.builds(EMA, fraction), st.builds(SWA, st.integers(0, 1 << 52), steps))
 groups = st.builds(GroupSpec, optimizers, schedule=st.none() | schedules, clip=st.none() | clips.map(Clip.of))
@@ -292,6 +301,13 @@ def argument(name: str, **value: object) -> Callable[[run_pb2.RunSpec], None]:
             "Clip: norm_type must be absent without max_norm",
         ),
         (lambda r: r.ClearField("sync"), InvalidArgument, "", r"Sync: reduction must be one of 1 \(mean\), .* got 0"),
+        (
+            lambda r: r.sync.asynchronous.SetInParent(),
+            InvalidArgument,
+            "",
+            "sync: reduction must be unset together with asynchronous, got",
+        ),
+        (change("sync.quorum", 0), InvalidArgument, "", "Sync: quorum must be from 1 to .*, or None, got 0"),
         (change("sync.workers", 0), InvalidArgument, "", "Sync: workers must be from 1 to 65536, or None, got 0"),
         (
             change("on_nonfinite", 0),

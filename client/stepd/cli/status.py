@@ -119,14 +119,40 @@ def _run(run: RunInfo) -> None:
     ]
     output.fields([(name, value) for name, value in pairs if value])
     output.line()
-    if not run.workers:
+    if run.workers:
+        output.table(
+            ["Rank", "Worker", "Joined", "Lease left", "Awaited", "Contributions", "Metrics"],
+            [
+                [
+                    str(worker.rank),
+                    worker.id,
+                    _ago(worker.joined_at),
+                    f"{max(worker.lease - worker.silent, 0):.1f} of {worker.lease:g} s",
+                    "-" if worker.awaited is None else f"for {worker.awaited:.1f} s",
+                    _counts(worker.contributions),
+                    _metrics(worker.metrics),
+                ]
+                for worker in run.workers
+            ],
+            numbers=["Rank"],
+        )
+    else:
         output.line("no workers")
-        return
-    output.table(
-        ["Rank", "Worker", "Joined", "Metrics"],
-        [[str(worker.rank), worker.id, _ago(worker.joined_at), _metrics(worker.metrics)] for worker in run.workers],
-        numbers=["Rank"],
-    )
+    if run.missing:
+        output.line()
+        output.table(
+            ["Rank", "Missing", "For", "Why"],
+            [
+                [
+                    str(place.rank),
+                    place.id or "-",
+                    "-" if place.since is None else f"{place.since:.0f} s",
+                    place.why or "nobody has joined with this rank",
+                ]
+                for place in run.missing
+            ],
+            numbers=["Rank"],
+        )
 
 
 def spec_text(spec: Any) -> str:
@@ -154,6 +180,10 @@ def _rates(rates: Sequence[float]) -> str:
 
 def _metrics(metrics: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items())) or "-"
+
+
+def _counts(contributions: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {status}" for status, count in contributions.items() if count) or "-"
 
 
 def _ago(at: float) -> str:

@@ -341,10 +341,12 @@ class RenewLeaseRequest(_message.Message):
     def __init__(self, run: _Optional[str] = ..., member: _Optional[_Union[_round_pb2.Member, _Mapping]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., observed: _Optional[_Iterable[float]] = ..., observed_before: _Optional[int] = ...) -> None: ...
 
 class RenewLeaseResponse(_message.Message):
-    __slots__ = ("round",)
+    __slots__ = ("round", "counted")
     ROUND_FIELD_NUMBER: _ClassVar[int]
+    COUNTED_FIELD_NUMBER: _ClassVar[int]
     round: _round_pb2.RoundId
-    def __init__(self, round: _Optional[_Union[_round_pb2.RoundId, _Mapping]] = ...) -> None: ...
+    counted: int
+    def __init__(self, round: _Optional[_Union[_round_pb2.RoundId, _Mapping]] = ..., counted: _Optional[int] = ...) -> None: ...
 
 class LeaveRunRequest(_message.Message):
     __slots__ = ("run", "member", "contributed")

@@ -28,6 +28,14 @@ class Member(_message.Message):
     rank: int
     def __init__(self, worker: _Optional[str] = ..., incarnation: _Optional[int] = ..., rank: _Optional[int] = ...) -> None: ...
 
+class ContributionName(_message.Message):
+    __slots__ = ("member", "sequence")
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    member: Member
+    sequence: int
+    def __init__(self, member: _Optional[_Union[Member, _Mapping]] = ..., sequence: _Optional[int] = ...) -> None: ...
+
 class RoundId(_message.Message):
     __slots__ = ("round", "attempt")
     ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -93,7 +101,7 @@ class TensorNorms(_message.Message):
     def __init__(self, parameter: _Optional[int] = ..., first: _Optional[float] = ..., second: _Optional[float] = ...) -> None: ...
 
 class Decision(_message.Message):
-    __slots__ = ("id", "outcome", "step", "groups", "grad_norm", "clip_scale", "members", "nonfinite", "quarantined", "norms")
+    __slots__ = ("id", "outcome", "step", "groups", "grad_norm", "clip_scale", "members", "nonfinite", "quarantined", "norms", "counted", "late")
     ID_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
@@ -104,6 +112,8 @@ class Decision(_message.Message):
     NONFINITE_FIELD_NUMBER: _ClassVar[int]
     QUARANTINED_FIELD_NUMBER: _ClassVar[int]
     NORMS_FIELD_NUMBER: _ClassVar[int]
+    COUNTED_FIELD_NUMBER: _ClassVar[int]
+    LATE_FIELD_NUMBER: _ClassVar[int]
     id: RoundId
     outcome: Outcome
     step: int
@@ -114,4 +124,24 @@ class Decision(_message.Message):
     nonfinite: _containers.RepeatedCompositeFieldContainer[NonfiniteContribution]
     quarantined: _containers.RepeatedCompositeFieldContainer[Member]
     norms: _containers.RepeatedCompositeFieldContainer[TensorNorms]
-    def __init__(self, id: _Optional[_Union[RoundId, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, str]] = ..., step: _Optional[int] = ..., groups: _Optional[_Iterable[_Union[GroupRates, _Mapping]]] = ..., grad_norm: _Optional[float] = ..., clip_scale: _Optional[float] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., nonfinite: _Optional[_Iterable[_Union[NonfiniteContribution, _Mapping]]] = ..., quarantined: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., norms: _Optional[_Iterable[_Union[TensorNorms, _Mapping]]] = ...) -> None: ...
+    counted: _containers.RepeatedCompositeFieldContainer[ContributionName]
+    late: _containers.RepeatedCompositeFieldContainer[Member]
+    def __init__(self, id: _Optional[_Union[RoundId, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, str]] = ..., step: _Optional[int] = ..., groups: _Optional[_Iterable[_Union[GroupRates, _Mapping]]] = ..., grad_norm: _Optional[float] = ..., clip_scale: _Optional[float] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., nonfinite: _Optional[_Iterable[_Union[NonfiniteContribution, _Mapping]]] = ..., quarantined: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., norms: _Optional[_Iterable[_Union[TensorNorms, _Mapping]]] = ..., counted: _Optional[_Iterable[_Union[ContributionName, _Mapping]]] = ..., late: _Optional[_Iterable[_Union[Member, _Mapping]]] = ...) -> None: ...
+
+class Standing(_message.Message):
+    __slots__ = ("member", "sequence", "turns")
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    TURNS_FIELD_NUMBER: _ClassVar[int]
+    member: Member
+    sequence: int
+    turns: int
+    def __init__(self, member: _Optional[_Union[Member, _Mapping]] = ..., sequence: _Optional[int] = ..., turns: _Optional[int] = ...) -> None: ...
+
+class RecordedDecision(_message.Message):
+    __slots__ = ("decision", "standings")
+    DECISION_FIELD_NUMBER: _ClassVar[int]
+    STANDINGS_FIELD_NUMBER: _ClassVar[int]
+    decision: Decision
+    standings: _containers.RepeatedCompositeFieldContainer[Standing]
+    def __init__(self, decision: _Optional[_Union[Decision, _Mapping]] = ..., standings: _Optional[_Iterable[_Union[Standing, _Mapping]]] = ...) -> None: ...

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12stepd/v1/run.proto\x12\x08stepd.v1\"[\n\rParameterSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x04\x12\x1e\n\x05\x64type\x18\x03 \x01(\x0e\x32\x0f.stepd.v1.DType\x12\r\n\x05group\x18\x04 \x01(\r\"\xf3\x01\n\x0eHyperparameter\x12\x10\n\x06number\x18\x01 \x01(\x01H\x00\x12\x0e\n\x04\x66lag\x18\x02 \x01(\x08H\x00\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12\'\n\x07numbers\x18\x04 \x01(\x0b\x32\x14.stepd.v1.NumberListH\x00\x12#\n\x05texts\x18\x05 \x01(\x0b\x32\x12.stepd.v1.TextListH\x00\x12*\n\x08schedule\x18\x06 \x01(\x0b\x32\x16.stepd.v1.ScheduleSpecH\x00\x12,\n\x04list\x18\x07 \x01(\x0b\x32\x1c.stepd.v1.HyperparameterListH\x00\x42\x07\n\x05value\"\x1c\n\nNumberList\x12\x0e\n\x06values\x18\x01 \x03(\x01\"\x1a\n\x08TextList\x12\x0e\n\x06values\x18\x01 \x03(\t\">\n\x12HyperparameterList\x12(\n\x06values\x18\x01 \x03(\x0b\x32\x18.stepd.v1.Hyperparameter\"\xb6\x01\n\rOptimizerSpec\x12\x0c\n\x04rule\x18\x01 \x01(\t\x12\x45\n\x0fhyperparameters\x18\x02 \x03(\x0b\x32,.stepd.v1.OptimizerSpec.HyperparametersEntry\x1aP\n\x14HyperparametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\'\n\x05value\x18\x02 \x01(\x0b\x32\x18.stepd.v1.Hyperparameter:\x02\x38\x01\"\xa2\x01\n\x0cScheduleSpec\x12\x0c\n\x04rule\x18\x01 \x01(\t\x12\x38\n\targuments\x18\x02 \x03(\x0b\x32%.stepd.v1.ScheduleSpec.ArgumentsEntry\x1aJ\n\x0e\x41rgumentsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\'\n\x05value\x18\x02 \x01(\x0b\x32\x18.stepd.v1.Hyperparameter:\x02\x38\x01\"z\n\x08\x43lipSpec\x12\x16\n\tmax_value\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\x08max_norm\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x16\n\tnorm_type\x18\x03 \x01(\x01H\x02\x88\x01\x01\x42\x0c\n\n_max_valueB\x0b\n\t_max_normB\x0c\n\n_norm_type\"k\n\x08SyncSpec\x12\x14\n\x07workers\x18\x01 \x01(\rH\x00\x88\x01\x01\x12&\n\treduction\x18\x02 \x01(\x0e\x32\x13.stepd.v1.Reduction\x12\x15\n\rdeterministic\x18\x03 \x01(\x08\x42\n\n\x08_workers\"v\n\x0b\x41verageSpec\x12\x33\n\x0b\x65xponential\x18\x01 \x01(\x0b\x32\x1c.stepd.v1.ExponentialAverageH\x00\x12\'\n\x05\x65qual\x18\x02 \x01(\x0b\x32\x16.stepd.v1.EqualAverageH\x00\x42\t\n\x07\x61verage\"#\n\x12\x45xponentialAverage\x12\r\n\x05\x64\x65\x63\x61y\x18\x01 \x01(\x01\",\n\x0c\x45qualAverage\x12\r\n\x05start\x18\x01 \x01(\x04\x12\r\n\x05\x65very\x18\x02 \x01(\x04\"\x83\x01\n\tGroupSpec\x12*\n\toptimizer\x18\x01 \x01(\x0b\x32\x17.stepd.v1.OptimizerSpec\x12(\n\x08schedule\x18\x02 \x01(\x0b\x32\x16.stepd.v1.ScheduleSpec\x12 \n\x04\x63lip\x18\x03 \x01(\x0b\x32\x12.stepd.v1.ClipSpec\"\x86\x03\n\x07RunSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\nparameters\x18\x02 \x03(\x0b\x32\x17.stepd.v1.ParameterSpec\x12#\n\x06groups\x18\x03 \x03(\x0b\x32\x13.stepd.v1.GroupSpec\x12(\n\x08schedule\x18\x04 \x01(\x0b\x32\x16.stepd.v1.ScheduleSpec\x12 \n\x04\x63lip\x18\x05 \x01(\x0b\x32\x12.stepd.v1.ClipSpec\x12 \n\x04sync\x18\x06 \x01(\x0b\x32\x12.stepd.v1.SyncSpec\x12/\n\x0con_nonfinite\x18\x07 \x01(\x0e\x32\x19.stepd.v1.NonfinitePolicy\x12(\n\x07missing\x18\x08 \x01(\x0e\x32\x17.stepd.v1.MissingPolicy\x12&\n\x07\x61verage\x18( \x01(\x0b\x32\x15.stepd.v1.AverageSpec\x12*\n\toptimizer\x18\x32 \x01(\x0b\x32\x17.stepd.v1.OptimizerSpec\"8\n\x05Slice\x12\x11\n\tparameter\x18\x01 \x01(\r\x12\r\n\x05start\x18\x02 \x01(\x04\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\">\n\x0bShardLayout\x12\x1f\n\x06slices\x18\x01 \x03(\x0b\x32\x0f.stepd.v1.Slice\x12\x0e\n\x06target\x18\x02 \x01(\t\"x\n\x06Layout\x12%\n\x06shards\x18\x01 \x03(\x0b\x32\x15.stepd.v1.ShardLayout\x12\x16\n\x0e\x62lock_elements\x18\x02 \x01(\x04\x12\x1e\n\x05\x64type\x18\x03 \x01(\x0e\x32\x0f.stepd.v1.DType\x12\x0f\n\x07version\x18\x32 \x01(\r*p\n\x05\x44Type\x12\x16\n\x12\x44_TYPE_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44_TYPE_FLOAT32\x10\x01\x12\x12\n\x0e\x44_TYPE_FLOAT64\x10\x02\x12\x12\n\x0e\x44_TYPE_FLOAT16\x10\x03\x12\x13\n\x0f\x44_TYPE_BFLOAT16\x10\x04*e\n\tReduction\x12\x19\n\x15REDUCTION_UNSPECIFIED\x10\x00\x12\x12\n\x0eREDUCTION_MEAN\x10\x01\x12\x11\n\rREDUCTION_SUM\x10\x02\x12\x16\n\x12REDUCTION_WEIGHTED\x10\x03*\x8b\x01\n\x0fNonfinitePolicy\x12 \n\x1cNONFINITE_POLICY_UNSPECIFIED\x10\x00\x12\x19\n\x15NONFINITE_POLICY_SKIP\x10\x01\x12\x1f\n\x1bNONFINITE_POLICY_QUARANTINE\x10\x02\x12\x1a\n\x16NONFINITE_POLICY_ERROR\x10\x03*b\n\rMissingPolicy\x12\x1e\n\x1aMISSING_POLICY_UNSPECIFIED\x10\x00\x12\x17\n\x13MISSING_POLICY_SKIP\x10\x01\x12\x18\n\x14MISSING_POLICY_ERROR\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12stepd/v1/run.proto\x12\x08stepd.v1\"[\n\rParameterSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x04\x12\x1e\n\x05\x64type\x18\x03 \x01(\x0e\x32\x0f.stepd.v1.DType\x12\r\n\x05group\x18\x04 \x01(\r\"\xf3\x01\n\x0eHyperparameter\x12\x10\n\x06number\x18\x01 \x01(\x01H\x00\x12\x0e\n\x04\x66lag\x18\x02 \x01(\x08H\x00\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12\'\n\x07numbers\x18\x04 \x01(\x0b\x32\x14.stepd.v1.NumberListH\x00\x12#\n\x05texts\x18\x05 \x01(\x0b\x32\x12.stepd.v1.TextListH\x00\x12*\n\x08schedule\x18\x06 \x01(\x0b\x32\x16.stepd.v1.ScheduleSpecH\x00\x12,\n\x04list\x18\x07 \x01(\x0b\x32\x1c.stepd.v1.HyperparameterListH\x00\x42\x07\n\x05value\"\x1c\n\nNumberList\x12\x0e\n\x06values\x18\x01 \x03(\x01\"\x1a\n\x08TextList\x12\x0e\n\x06values\x18\x01 \x03(\t\">\n\x12HyperparameterList\x12(\n\x06values\x18\x01 \x03(\x0b\x32\x18.stepd.v1.Hyperparameter\"\xb6\x01\n\rOptimizerSpec\x12\x0c\n\x04rule\x18\x01 \x01(\t\x12\x45\n\x0fhyperparameters\x18\x02 \x03(\x0b\x32,.stepd.v1.OptimizerSpec.HyperparametersEntry\x1aP\n\x14HyperparametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\'\n\x05value\x18\x02 \x01(\x0b\x32\x18.stepd.v1.Hyperparameter:\x02\x38\x01\"\xa2\x01\n\x0cScheduleSpec\x12\x0c\n\x04rule\x18\x01 \x01(\t\x12\x38\n\targuments\x18\x02 \x03(\x0b\x32%.stepd.v1.ScheduleSpec.ArgumentsEntry\x1aJ\n\x0e\x41rgumentsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\'\n\x05value\x18\x02 \x01(\x0b\x32\x18.stepd.v1.Hyperparameter:\x02\x38\x01\"z\n\x08\x43lipSpec\x12\x16\n\tmax_value\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\x08max_norm\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x16\n\tnorm_type\x18\x03 \x01(\x01H\x02\x88\x01\x01\x42\x0c\n\n_max_valueB\x0b\n\t_max_normB\x0c\n\n_norm_type\"\x83\x02\n\x08SyncSpec\x12\x14\n\x07workers\x18\x01 \x01(\rH\x01\x88\x01\x01\x12&\n\treduction\x18\x02 \x01(\x0e\x32\x13.stepd.v1.Reduction\x12\x15\n\rdeterministic\x18\x03 \x01(\x08\x12\x13\n\x06quorum\x18Z \x01(\rH\x02\x88\x01\x01\x12\r\n\x05grace\x18[ \x01(\x01\x12+\n\x0c\x61synchronous\x18\\ \x01(\x0b\x32\x13.stepd.v1.AsyncSpecH\x00\x12\x31\n\x07\x62ounded\x18] \x01(\x0b\x32\x1e.stepd.v1.BoundedStalenessSpecH\x00\x42\x07\n\x05turnsB\n\n\x08_workersB\t\n\x07_quorum\"]\n\tAsyncSpec\x12\x1a\n\rmax_staleness\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\"\n\x07\x64\x61mping\x18\x02 \x01(\x0e\x32\x11.stepd.v1.DampingB\x10\n\x0e_max_staleness\":\n\x14\x42oundedStalenessSpec\x12\x0f\n\x07workers\x18\x01 \x01(\r\x12\x11\n\tstaleness\x18\x02 \x01(\x04\"v\n\x0b\x41verageSpec\x12\x33\n\x0b\x65xponential\x18\x01 \x01(\x0b\x32\x1c.stepd.v1.ExponentialAverageH\x00\x12\'\n\x05\x65qual\x18\x02 \x01(\x0b\x32\x16.stepd.v1.EqualAverageH\x00\x42\t\n\x07\x61verage\"#\n\x12\x45xponentialAverage\x12\r\n\x05\x64\x65\x63\x61y\x18\x01 \x01(\x01\",\n\x0c\x45qualAverage\x12\r\n\x05start\x18\x01 \x01(\x04\x12\r\n\x05\x65very\x18\x02 \x01(\x04\"\x83\x01\n\tGroupSpec\x12*\n\toptimizer\x18\x01 \x01(\x0b\x32\x17.stepd.v1.OptimizerSpec\x12(\n\x08schedule\x18\x02 \x01(\x0b\x32\x16.stepd.v1.ScheduleSpec\x12 \n\x04\x63lip\x18\x03 \x01(\x0b\x32\x12.stepd.v1.ClipSpec\"\x86\x03\n\x07RunSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\nparameters\x18\x02 \x03(\x0b\x32\x17.stepd.v1.ParameterSpec\x12#\n\x06groups\x18\x03 \x03(\x0b\x32\x13.stepd.v1.GroupSpec\x12(\n\x08schedule\x18\x04 \x01(\x0b\x32\x16.stepd.v1.ScheduleSpec\x12 \n\x04\x63lip\x18\x05 \x01(\x0b\x32\x12.stepd.v1.ClipSpec\x12 \n\x04sync\x18\x06 \x01(\x0b\x32\x12.stepd.v1.SyncSpec\x12/\n\x0con_nonfinite\x18\x07 \x01(\x0e\x32\x19.stepd.v1.NonfinitePolicy\x12(\n\x07missing\x18\x08 \x01(\x0e\x32\x17.stepd.v1.MissingPolicy\x12&\n\x07\x61verage\x18( \x01(\x0b\x32\x15.stepd.v1.AverageSpec\x12*\n\toptimizer\x18\x32 \x01(\x0b\x32\x17.stepd.v1.OptimizerSpec\"8\n\x05Slice\x12\x11\n\tparameter\x18\x01 \x01(\r\x12\r\n\x05start\x18\x02 \x01(\x04\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\">\n\x0bShardLayout\x12\x1f\n\x06slices\x18\x01 \x03(\x0b\x32\x0f.stepd.v1.Slice\x12\x0e\n\x06target\x18\x02 \x01(\t\"x\n\x06Layout\x12%\n\x06shards\x18\x01 \x03(\x0b\x32\x15.stepd.v1.ShardLayout\x12\x16\n\x0e\x62lock_elements\x18\x02 \x01(\x04\x12\x1e\n\x05\x64type\x18\x03 \x01(\x0e\x32\x0f.stepd.v1.DType\x12\x0f\n\x07version\x18\x32 \x01(\r*p\n\x05\x44Type\x12\x16\n\x12\x44_TYPE_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44_TYPE_FLOAT32\x10\x01\x12\x12\n\x0e\x44_TYPE_FLOAT64\x10\x02\x12\x12\n\x0e\x44_TYPE_FLOAT16\x10\x03\x12\x13\n\x0f\x44_TYPE_BFLOAT16\x10\x04*e\n\tReduction\x12\x19\n\x15REDUCTION_UNSPECIFIED\x10\x00\x12\x12\n\x0eREDUCTION_MEAN\x10\x01\x12\x11\n\rREDUCTION_SUM\x10\x02\x12\x16\n\x12REDUCTION_WEIGHTED\x10\x03*7\n\x07\x44\x61mping\x12\x17\n\x13\x44\x41MPING_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44\x41MPING_INVERSE\x10\x01*\x8b\x01\n\x0fNonfinitePolicy\x12 \n\x1cNONFINITE_POLICY_UNSPECIFIED\x10\x00\x12\x19\n\x15NONFINITE_POLICY_SKIP\x10\x01\x12\x1f\n\x1bNONFINITE_POLICY_QUARANTINE\x10\x02\x12\x1a\n\x16NONFINITE_POLICY_ERROR\x10\x03*b\n\rMissingPolicy\x12\x1e\n\x1aMISSING_POLICY_UNSPECIFIED\x10\x00\x12\x17\n\x13MISSING_POLICY_SKIP\x10\x01\x12\x18\n\x14MISSING_POLICY_ERROR\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,14 +35,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPTIMIZERSPEC_HYPERPARAMETERSENTRY']._serialized_options = b'8\001'
   _globals['_SCHEDULESPEC_ARGUMENTSENTRY']._loaded_options = None
   _globals['_SCHEDULESPEC_ARGUMENTSENTRY']._serialized_options = b'8\001'
-  _globals['_DTYPE']._serialized_start=2050
-  _globals['_DTYPE']._serialized_end=2162
-  _globals['_REDUCTION']._serialized_start=2164
-  _globals['_REDUCTION']._serialized_end=2265
-  _globals['_NONFINITEPOLICY']._serialized_start=2268
-  _globals['_NONFINITEPOLICY']._serialized_end=2407
-  _globals['_MISSINGPOLICY']._serialized_start=2409
-  _globals['_MISSINGPOLICY']._serialized_end=2507
+  _globals['_DTYPE']._serialized_start=2358
+  _globals['_DTYPE']._serialized_end=2470
+  _globals['_REDUCTION']._serialized_start=2472
+  _globals['_REDUCTION']._serialized_end=2573
+  _globals['_DAMPING']._serialized_start=2575
+  _globals['_DAMPING']._serialized_end=2630
+  _globals['_NONFINITEPOLICY']._serialized_start=2633
+  _globals['_NONFINITEPOLICY']._serialized_end=2772
+  _globals['_MISSINGPOLICY']._serialized_start=2774
+  _globals['_MISSINGPOLICY']._serialized_end=2872
   _globals['_PARAMETERSPEC']._serialized_start=32
   _globals['_PARAMETERSPEC']._serialized_end=123
   _globals['_HYPERPARAMETER']._serialized_start=126
@@ -63,22 +65,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SCHEDULESPEC_ARGUMENTSENTRY']._serialized_end=841
   _globals['_CLIPSPEC']._serialized_start=843
   _globals['_CLIPSPEC']._serialized_end=965
-  _globals['_SYNCSPEC']._serialized_start=967
-  _globals['_SYNCSPEC']._serialized_end=1074
-  _globals['_AVERAGESPEC']._serialized_start=1076
-  _globals['_AVERAGESPEC']._serialized_end=1194
-  _globals['_EXPONENTIALAVERAGE']._serialized_start=1196
-  _globals['_EXPONENTIALAVERAGE']._serialized_end=1231
-  _globals['_EQUALAVERAGE']._serialized_start=1233
-  _globals['_EQUALAVERAGE']._serialized_end=1277
-  _globals['_GROUPSPEC']._serialized_start=1280
-  _globals['_GROUPSPEC']._serialized_end=1411
-  _globals['_RUNSPEC']._serialized_start=1414
-  _globals['_RUNSPEC']._serialized_end=1804
-  _globals['_SLICE']._serialized_start=1806
-  _globals['_SLICE']._serialized_end=1862
-  _globals['_SHARDLAYOUT']._serialized_start=1864
-  _globals['_SHARDLAYOUT']._serialized_end=1926
-  _globals['_LAYOUT']._serialized_start=1928
-  _globals['_LAYOUT']._serialized_end=2048
+  _globals['_SYNCSPEC']._serialized_start=968
+  _globals['_SYNCSPEC']._serialized_end=1227
+  _globals['_ASYNCSPEC']._serialized_start=1229
+  _globals['_ASYNCSPEC']._serialized_end=1322
+  _globals['_BOUNDEDSTALENESSSPEC']._serialized_start=1324
+  _globals['_BOUNDEDSTALENESSSPEC']._serialized_end=1382
+  _globals['_AVERAGESPEC']._serialized_start=1384
+  _globals['_AVERAGESPEC']._serialized_end=1502
+  _globals['_EXPONENTIALAVERAGE']._serialized_start=1504
+  _globals['_EXPONENTIALAVERAGE']._serialized_end=1539
+  _globals['_EQUALAVERAGE']._serialized_start=1541
+  _globals['_EQUALAVERAGE']._serialized_end=1585
+  _globals['_GROUPSPEC']._serialized_start=1588
+  _globals['_GROUPSPEC']._serialized_end=1719
+  _globals['_RUNSPEC']._serialized_start=1722
+  _globals['_RUNSPEC']._serialized_end=2112
+  _globals['_SLICE']._serialized_start=2114
+  _globals['_SLICE']._serialized_end=2170
+  _globals['_SHARDLAYOUT']._serialized_start=2172
+  _globals['_SHARDLAYOUT']._serialized_end=2234
+  _globals['_LAYOUT']._serialized_start=2236
+  _globals['_LAYOUT']._serialized_end=2356
 # @@protoc_insertion_point(module_scope)

@@ -22,6 +22,11 @@ class Reduction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REDUCTION_SUM: _ClassVar[Reduction]
     REDUCTION_WEIGHTED: _ClassVar[Reduction]
 
+class Damping(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DAMPING_UNSPECIFIED: _ClassVar[Damping]
+    DAMPING_INVERSE: _ClassVar[Damping]
+
 class NonfinitePolicy(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     NONFINITE_POLICY_UNSPECIFIED: _ClassVar[NonfinitePolicy]
@@ -43,6 +48,8 @@ REDUCTION_UNSPECIFIED: Reduction
 REDUCTION_MEAN: Reduction
 REDUCTION_SUM: Reduction
 REDUCTION_WEIGHTED: Reduction
+DAMPING_UNSPECIFIED: Damping
+DAMPING_INVERSE: Damping
 NONFINITE_POLICY_UNSPECIFIED: NonfinitePolicy
 NONFINITE_POLICY_SKIP: NonfinitePolicy
 NONFINITE_POLICY_QUARANTINE: NonfinitePolicy
@@ -140,14 +147,38 @@ class ClipSpec(_message.Message):
     def __init__(self, max_value: _Optional[float] = ..., max_norm: _Optional[float] = ..., norm_type: _Optional[float] = ...) -> None: ...
 
 class SyncSpec(_message.Message):
-    __slots__ = ("workers", "reduction", "deterministic")
+    __slots__ = ("workers", "reduction", "deterministic", "quorum", "grace", "asynchronous", "bounded")
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     REDUCTION_FIELD_NUMBER: _ClassVar[int]
     DETERMINISTIC_FIELD_NUMBER: _ClassVar[int]
+    QUORUM_FIELD_NUMBER: _ClassVar[int]
+    GRACE_FIELD_NUMBER: _ClassVar[int]
+    ASYNCHRONOUS_FIELD_NUMBER: _ClassVar[int]
+    BOUNDED_FIELD_NUMBER: _ClassVar[int]
     workers: int
     reduction: Reduction
     deterministic: bool
-    def __init__(self, workers: _Optional[int] = ..., reduction: _Optional[_Union[Reduction, str]] = ..., deterministic: bool = ...) -> None: ...
+    quorum: int
+    grace: float
+    asynchronous: AsyncSpec
+    bounded: BoundedStalenessSpec
+    def __init__(self, workers: _Optional[int] = ..., reduction: _Optional[_Union[Reduction, str]] = ..., deterministic: bool = ..., quorum: _Optional[int] = ..., grace: _Optional[float] = ..., asynchronous: _Optional[_Union[AsyncSpec, _Mapping]] = ..., bounded: _Optional[_Union[BoundedStalenessSpec, _Mapping]] = ...) -> None: ...
+
+class AsyncSpec(_message.Message):
+    __slots__ = ("max_staleness", "damping")
+    MAX_STALENESS_FIELD_NUMBER: _ClassVar[int]
+    DAMPING_FIELD_NUMBER: _ClassVar[int]
+    max_staleness: int
+    damping: Damping
+    def __init__(self, max_staleness: _Optional[int] = ..., damping: _Optional[_Union[Damping, str]] = ...) -> None: ...
+
+class BoundedStalenessSpec(_message.Message):
+    __slots__ = ("workers", "staleness")
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
+    STALENESS_FIELD_NUMBER: _ClassVar[int]
+    workers: int
+    staleness: int
+    def __init__(self, workers: _Optional[int] = ..., staleness: _Optional[int] = ...) -> None: ...
 
 class AverageSpec(_message.Message):
     __slots__ = ("exponential", "equal")

@@ -1,5 +1,6 @@
 from stepd.v1 import round_pb2 as _round_pb2
 from stepd.v1 import run_pb2 as _run_pb2
+from stepd.v1 import shard_pb2 as _shard_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -79,7 +80,7 @@ class DropRunResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class GatherRoundRequest(_message.Message):
-    __slots__ = ("run", "id", "members", "clip", "reduction", "deterministic", "quarantined", "layout_version")
+    __slots__ = ("run", "id", "members", "clip", "reduction", "deterministic", "quarantined", "layout_version", "in_turn", "selected")
     RUN_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
@@ -88,6 +89,8 @@ class GatherRoundRequest(_message.Message):
     DETERMINISTIC_FIELD_NUMBER: _ClassVar[int]
     QUARANTINED_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    IN_TURN_FIELD_NUMBER: _ClassVar[int]
+    SELECTED_FIELD_NUMBER: _ClassVar[int]
     run: str
     id: _round_pb2.RoundId
     members: _containers.RepeatedCompositeFieldContainer[_round_pb2.Member]
@@ -96,15 +99,75 @@ class GatherRoundRequest(_message.Message):
     deterministic: bool
     quarantined: _containers.RepeatedCompositeFieldContainer[_round_pb2.Member]
     layout_version: int
-    def __init__(self, run: _Optional[str] = ..., id: _Optional[_Union[_round_pb2.RoundId, _Mapping]] = ..., members: _Optional[_Iterable[_Union[_round_pb2.Member, _Mapping]]] = ..., clip: _Optional[_Union[_run_pb2.ClipSpec, _Mapping]] = ..., reduction: _Optional[_Union[_run_pb2.Reduction, str]] = ..., deterministic: bool = ..., quarantined: _Optional[_Iterable[_Union[_round_pb2.Member, _Mapping]]] = ..., layout_version: _Optional[int] = ...) -> None: ...
+    in_turn: bool
+    selected: SelectedContribution
+    def __init__(self, run: _Optional[str] = ..., id: _Optional[_Union[_round_pb2.RoundId, _Mapping]] = ..., members: _Optional[_Iterable[_Union[_round_pb2.Member, _Mapping]]] = ..., clip: _Optional[_Union[_run_pb2.ClipSpec, _Mapping]] = ..., reduction: _Optional[_Union[_run_pb2.Reduction, str]] = ..., deterministic: bool = ..., quarantined: _Optional[_Iterable[_Union[_round_pb2.Member, _Mapping]]] = ..., layout_version: _Optional[int] = ..., in_turn: bool = ..., selected: _Optional[_Union[SelectedContribution, _Mapping]] = ...) -> None: ...
+
+class SelectedContribution(_message.Message):
+    __slots__ = ("name", "scale")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    name: _round_pb2.ContributionName
+    scale: float
+    def __init__(self, name: _Optional[_Union[_round_pb2.ContributionName, _Mapping]] = ..., scale: _Optional[float] = ...) -> None: ...
+
+class OfferedContribution(_message.Message):
+    __slots__ = ("name", "based_on")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    BASED_ON_FIELD_NUMBER: _ClassVar[int]
+    name: _round_pb2.ContributionName
+    based_on: int
+    def __init__(self, name: _Optional[_Union[_round_pb2.ContributionName, _Mapping]] = ..., based_on: _Optional[int] = ...) -> None: ...
 
 class GatherRoundResponse(_message.Message):
-    __slots__ = ("arrived", "sums")
+    __slots__ = ("arrived", "sums", "offered", "withdrawn")
     ARRIVED_FIELD_NUMBER: _ClassVar[int]
     SUMS_FIELD_NUMBER: _ClassVar[int]
+    OFFERED_FIELD_NUMBER: _ClassVar[int]
+    WITHDRAWN_FIELD_NUMBER: _ClassVar[int]
     arrived: _round_pb2.Member
     sums: _round_pb2.GatheredSums
-    def __init__(self, arrived: _Optional[_Union[_round_pb2.Member, _Mapping]] = ..., sums: _Optional[_Union[_round_pb2.GatheredSums, _Mapping]] = ...) -> None: ...
+    offered: OfferedContribution
+    withdrawn: _round_pb2.ContributionName
+    def __init__(self, arrived: _Optional[_Union[_round_pb2.Member, _Mapping]] = ..., sums: _Optional[_Union[_round_pb2.GatheredSums, _Mapping]] = ..., offered: _Optional[_Union[OfferedContribution, _Mapping]] = ..., withdrawn: _Optional[_Union[_round_pb2.ContributionName, _Mapping]] = ...) -> None: ...
+
+class CloseRoundRequest(_message.Message):
+    __slots__ = ("run", "id")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    id: _round_pb2.RoundId
+    def __init__(self, run: _Optional[str] = ..., id: _Optional[_Union[_round_pb2.RoundId, _Mapping]] = ...) -> None: ...
+
+class CloseRoundResponse(_message.Message):
+    __slots__ = ("begun",)
+    BEGUN_FIELD_NUMBER: _ClassVar[int]
+    begun: _containers.RepeatedCompositeFieldContainer[_round_pb2.Member]
+    def __init__(self, begun: _Optional[_Iterable[_Union[_round_pb2.Member, _Mapping]]] = ...) -> None: ...
+
+class RefusedContribution(_message.Message):
+    __slots__ = ("name", "status")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    name: _round_pb2.ContributionName
+    status: _shard_pb2.ReceiptStatus
+    def __init__(self, name: _Optional[_Union[_round_pb2.ContributionName, _Mapping]] = ..., status: _Optional[_Union[_shard_pb2.ReceiptStatus, str]] = ...) -> None: ...
+
+class SelectContributorsRequest(_message.Message):
+    __slots__ = ("run", "id", "selected", "refused")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    SELECTED_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    id: _round_pb2.RoundId
+    selected: _containers.RepeatedCompositeFieldContainer[SelectedContribution]
+    refused: _containers.RepeatedCompositeFieldContainer[RefusedContribution]
+    def __init__(self, run: _Optional[str] = ..., id: _Optional[_Union[_round_pb2.RoundId, _Mapping]] = ..., selected: _Optional[_Iterable[_Union[SelectedContribution, _Mapping]]] = ..., refused: _Optional[_Iterable[_Union[RefusedContribution, _Mapping]]] = ...) -> None: ...
+
+class SelectContributorsResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class MeasureRoundRequest(_message.Message):
     __slots__ = ("run", "decision")

@@ -65,6 +65,16 @@ class ShardControlStub(object):
                 request_serializer=stepd_dot_v1_dot_shard__control__pb2.GatherRoundRequest.SerializeToString,
                 response_deserializer=stepd_dot_v1_dot_shard__control__pb2.GatherRoundResponse.FromString,
                 _registered_method=True)
+        self.CloseRound = channel.unary_unary(
+                '/stepd.v1.ShardControl/CloseRound',
+                request_serializer=stepd_dot_v1_dot_shard__control__pb2.CloseRoundRequest.SerializeToString,
+                response_deserializer=stepd_dot_v1_dot_shard__control__pb2.CloseRoundResponse.FromString,
+                _registered_method=True)
+        self.SelectContributors = channel.unary_unary(
+                '/stepd.v1.ShardControl/SelectContributors',
+                request_serializer=stepd_dot_v1_dot_shard__control__pb2.SelectContributorsRequest.SerializeToString,
+                response_deserializer=stepd_dot_v1_dot_shard__control__pb2.SelectContributorsResponse.FromString,
+                _registered_method=True)
         self.MeasureRound = channel.unary_stream(
                 '/stepd.v1.ShardControl/MeasureRound',
                 request_serializer=stepd_dot_v1_dot_shard__control__pb2.MeasureRoundRequest.SerializeToString,
@@ -135,6 +145,21 @@ class ShardControlServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CloseRound(self, request, context):
+        """Begins no more contributions to an attempt, and says which have begun. Those that come wait for SelectContributors.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SelectContributors(self, request, context):
+        """Names those whose contributions an attempt takes, all of them at once and for good; it is complete when these are.
+        Nothing is done if the attempt is over.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def MeasureRound(self, request, context):
         """Between the two, in rounds that are to be applied to parameters under layerwise rules: finds the norms of whole
         tensors that these rules ask for, and changes nothing.
@@ -196,6 +221,16 @@ def add_ShardControlServicer_to_server(servicer, server):
                     servicer.GatherRound,
                     request_deserializer=stepd_dot_v1_dot_shard__control__pb2.GatherRoundRequest.FromString,
                     response_serializer=stepd_dot_v1_dot_shard__control__pb2.GatherRoundResponse.SerializeToString,
+            ),
+            'CloseRound': grpc.unary_unary_rpc_method_handler(
+                    servicer.CloseRound,
+                    request_deserializer=stepd_dot_v1_dot_shard__control__pb2.CloseRoundRequest.FromString,
+                    response_serializer=stepd_dot_v1_dot_shard__control__pb2.CloseRoundResponse.SerializeToString,
+            ),
+            'SelectContributors': grpc.unary_unary_rpc_method_handler(
+                    servicer.SelectContributors,
+                    request_deserializer=stepd_dot_v1_dot_shard__control__pb2.SelectContributorsRequest.FromString,
+                    response_serializer=stepd_dot_v1_dot_shard__control__pb2.SelectContributorsResponse.SerializeToString,
             ),
             'MeasureRound': grpc.unary_stream_rpc_method_handler(
                     servicer.MeasureRound,
@@ -381,6 +416,60 @@ class ShardControl(object):
             '/stepd.v1.ShardControl/GatherRound',
             stepd_dot_v1_dot_shard__control__pb2.GatherRoundRequest.SerializeToString,
             stepd_dot_v1_dot_shard__control__pb2.GatherRoundResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CloseRound(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stepd.v1.ShardControl/CloseRound',
+            stepd_dot_v1_dot_shard__control__pb2.CloseRoundRequest.SerializeToString,
+            stepd_dot_v1_dot_shard__control__pb2.CloseRoundResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SelectContributors(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stepd.v1.ShardControl/SelectContributors',
+            stepd_dot_v1_dot_shard__control__pb2.SelectContributorsRequest.SerializeToString,
+            stepd_dot_v1_dot_shard__control__pb2.SelectContributorsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from stepd.v1 import round_pb2 as stepd_dot_v1_dot_round__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14stepd/v1/shard.proto\x12\x08stepd.v1\x1a\x14stepd/v1/round.proto\"%\n\x05\x43hunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"8\n\x0bSharedChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\x12\n\n\x02\x61t\x18\x03 \x01(\x04\"%\n\x05Range\x12\r\n\x05start\x18\x01 \x01(\x04\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\"6\n\x14LoadParametersHeader\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x11\n\textension\x18\x32 \x01(\t\"v\n\x15LoadParametersRequest\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32\x1e.stepd.v1.LoadParametersHeaderH\x00\x12 \n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x0f.stepd.v1.ChunkH\x00\x42\t\n\x07message\"\x18\n\x16LoadParametersResponse\"S\n\x10StageStateHeader\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x10\n\x08state_id\x18\x02 \x01(\t\x12\x0f\n\x07updates\x18\x03 \x03(\x04\x12\x0f\n\x07scalars\x18\x04 \x03(\x01\"n\n\x11StageStateRequest\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1a.stepd.v1.StageStateHeaderH\x00\x12 \n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x0f.stepd.v1.ChunkH\x00\x42\t\n\x07message\"\x14\n\x12StageStateResponse\"\xa3\x01\n\nPushHeader\x12\x0b\n\x03run\x18\x01 \x01(\t\x12 \n\x06member\x18\x02 \x01(\x0b\x32\x10.stepd.v1.Member\x12\x1d\n\x02id\x18\x03 \x01(\x0b\x32\x11.stepd.v1.RoundId\x12\x0e\n\x06weight\x18\x04 \x01(\x01\x12\x1f\n\x06ranges\x18\x05 \x03(\x0b\x32\x0f.stepd.v1.Range\x12\x16\n\x0elayout_version\x18\x32 \x01(\r\"\x8b\x01\n\x0bPushRequest\x12&\n\x06header\x18\x01 \x01(\x0b\x32\x14.stepd.v1.PushHeaderH\x00\x12 \n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x0f.stepd.v1.ChunkH\x00\x12\'\n\x06shared\x18x \x01(\x0b\x32\x15.stepd.v1.SharedChunkH\x00\x42\t\n\x07message\"d\n\x0cPushResponse\x12\'\n\x06status\x18\x01 \x01(\x0e\x32\x17.stepd.v1.ReceiptStatus\x12\x1d\n\x02id\x18\x02 \x01(\x0b\x32\x11.stepd.v1.RoundId\x12\x0c\n\x04step\x18\x03 \x01(\x04\"\x82\x02\n\x0bPullRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x12\n\x05round\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12 \n\x06member\x18\x03 \x01(\x0b\x32\x10.stepd.v1.Member\x12\x1f\n\x06ranges\x18\x04 \x03(\x0b\x32\x0f.stepd.v1.Range\x12\x14\n\x07\x61ttempt\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x11\n\x04step\x18\x06 \x01(\x04H\x02\x88\x01\x01\x12\x10\n\x08\x61veraged\x18( \x01(\x08\x12\x16\n\x0elayout_version\x18\x32 \x01(\r\x12\r\n\x05state\x18\x1e \x01(\x08\x12\x0e\n\x06shared\x18x \x01(\x08\x42\x08\n\x06_roundB\n\n\x08_attemptB\x07\n\x05_step\"9\n\x0bStateBuffer\x12\r\n\x05group\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\"\xab\x01\n\nPullHeader\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12$\n\x08\x64\x65\x63ision\x18\x03 \x01(\x0b\x32\x12.stepd.v1.Decision\x12&\n\x07\x62uffers\x18\x1e \x03(\x0b\x32\x15.stepd.v1.StateBuffer\x12\x0f\n\x07updates\x18\x1f \x03(\x04\x12\x0f\n\x07scalars\x18  \x03(\x01\x12\x10\n\x08state_id\x18! \x01(\t\"\x8c\x01\n\x0cPullResponse\x12&\n\x06header\x18\x01 \x01(\x0b\x32\x14.stepd.v1.PullHeaderH\x00\x12 \n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x0f.stepd.v1.ChunkH\x00\x12\'\n\x06shared\x18x \x01(\x0b\x32\x15.stepd.v1.SharedChunkH\x00\x42\t\n\x07message\"Y\n\x10ShareMemoryOffer\x12\x0b\n\x03run\x18\x01 \x01(\t\x12 \n\x06member\x18\x02 \x01(\x0b\x32\x10.stepd.v1.Member\x12\x16\n\x0elayout_version\x18\x03 \x01(\r\"e\n\x10ShareMemoryProof\x12\x0f\n\x07process\x18\x01 \x01(\x04\x12\x12\n\ndescriptor\x18\x02 \x01(\r\x12\r\n\x05start\x18\x03 \x01(\x04\x12\r\n\x05\x63ount\x18\x04 \x01(\x04\x12\x0e\n\x06secret\x18\x05 \x01(\x04\"y\n\x12ShareMemoryRequest\x12+\n\x05offer\x18\x01 \x01(\x0b\x32\x1a.stepd.v1.ShareMemoryOfferH\x00\x12+\n\x05proof\x18\x02 \x01(\x0b\x32\x1a.stepd.v1.ShareMemoryProofH\x00\x42\t\n\x07message\"&\n\x14ShareMemoryChallenge\x12\x0e\n\x06secret\x18\x01 \x01(\x0c\"W\n\x10ShareMemoryTerms\x12\x0f\n\x07process\x18\x01 \x01(\x04\x12\x12\n\nparameters\x18\x02 \x01(\r\x12\x0f\n\x07journal\x18\x03 \x01(\r\x12\r\n\x05\x62\x65gun\x18\x04 \x01(\x04\"\x82\x01\n\x13ShareMemoryResponse\x12\x33\n\tchallenge\x18\x01 \x01(\x0b\x32\x1e.stepd.v1.ShareMemoryChallengeH\x00\x12+\n\x05terms\x18\x02 \x01(\x0b\x32\x1a.stepd.v1.ShareMemoryTermsH\x00\x42\t\n\x07message*\xbd\x01\n\rReceiptStatus\x12\x1e\n\x1aRECEIPT_STATUS_UNSPECIFIED\x10\x00\x12\x1b\n\x17RECEIPT_STATUS_ACCEPTED\x10\x01\x12\x1c\n\x18RECEIPT_STATUS_DUPLICATE\x10\x02\x12\x17\n\x13RECEIPT_STATUS_LATE\x10\x03\x12\x18\n\x14RECEIPT_STATUS_STALE\x10\x04\x12\x1e\n\x1aRECEIPT_STATUS_QUARANTINED\x10\x05\x32\xeb\x02\n\x05Shard\x12U\n\x0eLoadParameters\x12\x1f.stepd.v1.LoadParametersRequest\x1a .stepd.v1.LoadParametersResponse(\x01\x12\x37\n\x04Push\x12\x15.stepd.v1.PushRequest\x1a\x16.stepd.v1.PushResponse(\x01\x12I\n\nStageState\x12\x1b.stepd.v1.StageStateRequest\x1a\x1c.stepd.v1.StageStateResponse(\x01\x12\x37\n\x04Pull\x12\x15.stepd.v1.PullRequest\x1a\x16.stepd.v1.PullResponse0\x01\x12N\n\x0bShareMemory\x12\x1c.stepd.v1.ShareMemoryRequest\x1a\x1d.stepd.v1.ShareMemoryResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14stepd/v1/shard.proto\x12\x08stepd.v1\x1a\x14stepd/v1/round.proto\"%\n\x05\x43hunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"8\n\x0bSharedChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\x12\n\n\x02\x61t\x18\x03 \x01(\x04\"%\n\x05Range\x12\r\n\x05start\x18\x01 \x01(\x04\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\"6\n\x14LoadParametersHeader\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x11\n\textension\x18\x32 \x01(\t\"v\n\x15LoadParametersRequest\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32\x1e.stepd.v1.LoadParametersHeaderH\x00\x12 \n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x0f.stepd.v1.ChunkH\x00\x42\t\n\x07message\"\x18\n\x16LoadParametersResponse\"S\n\x10StageStateHeader\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x10\n\x08state_id\x18\x02 \x01(\t\x12\x0f\n\x07updates\x18\x03 \x03(\x04\x12\x0f\n\x07scalars\x18\x04 \x03(\x01\"n\n\x11StageStateRequest\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1a.stepd.v1.StageStateHeaderH\x00\x12 \n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x0f.stepd.v1.ChunkH\x00\x42\t\n\x07message\"\x14\n\x12StageStateResponse\"\xc7\x01\n\nPushHeader\x12\x0b\n\x03run\x18\x01 \x01(\t\x12 \n\x06member\x18\x02 \x01(\x0b\x32\x10.stepd.v1.Member\x12\x1d\n\x02id\x18\x03 \x01(\x0b\x32\x11.stepd.v1.RoundId\x12\x0e\n\x06weight\x18\x04 \x01(\x01\x12\x1f\n\x06ranges\x18\x05 \x03(\x0b\x32\x0f.stepd.v1.Range\x12\x16\n\x0elayout_version\x18\x32 \x01(\r\x12\x10\n\x08sequence\x18Z \x01(\x04\x12\x10\n\x08\x62\x61sed_on\x18[ \x01(\x04\"\x8b\x01\n\x0bPushRequest\x12&\n\x06header\x18\x01 \x01(\x0b\x32\x14.stepd.v1.PushHeaderH\x00\x12 \n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x0f.stepd.v1.ChunkH\x00\x12\'\n\x06shared\x18x \x01(\x0b\x32\x15.stepd.v1.SharedChunkH\x00\x42\t\n\x07message\"\x86\x01\n\x0cPushResponse\x12\'\n\x06status\x18\x01 \x01(\x0e\x32\x17.stepd.v1.ReceiptStatus\x12\x1d\n\x02id\x18\x02 \x01(\x0b\x32\x11.stepd.v1.RoundId\x12\x0c\n\x04step\x18\x03 \x01(\x04\x12\x14\n\x07in_turn\x18\\ \x01(\x08H\x00\x88\x01\x01\x42\n\n\x08_in_turn\"\x95\x02\n\x0bPullRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x12\n\x05round\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12 \n\x06member\x18\x03 \x01(\x0b\x32\x10.stepd.v1.Member\x12\x1f\n\x06ranges\x18\x04 \x03(\x0b\x32\x0f.stepd.v1.Range\x12\x14\n\x07\x61ttempt\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x11\n\x04step\x18\x06 \x01(\x04H\x02\x88\x01\x01\x12\x11\n\tsent_away\x18] \x01(\r\x12\x10\n\x08\x61veraged\x18( \x01(\x08\x12\x16\n\x0elayout_version\x18\x32 \x01(\r\x12\r\n\x05state\x18\x1e \x01(\x08\x12\x0e\n\x06shared\x18x \x01(\x08\x42\x08\n\x06_roundB\n\n\x08_attemptB\x07\n\x05_step\"9\n\x0bStateBuffer\x12\r\n\x05group\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\"\xbc\x01\n\nPullHeader\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12$\n\x08\x64\x65\x63ision\x18\x03 \x01(\x0b\x32\x12.stepd.v1.Decision\x12&\n\x07\x62uffers\x18\x1e \x03(\x0b\x32\x15.stepd.v1.StateBuffer\x12\x0f\n\x07updates\x18\x1f \x03(\x04\x12\x0f\n\x07scalars\x18  \x03(\x01\x12\x10\n\x08state_id\x18! \x01(\t\x12\x0f\n\x07\x63ounted\x18\\ \x01(\x04\"\x8c\x01\n\x0cPullResponse\x12&\n\x06header\x18\x01 \x01(\x0b\x32\x14.stepd.v1.PullHeaderH\x00\x12 \n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x0f.stepd.v1.ChunkH\x00\x12\'\n\x06shared\x18x \x01(\x0b\x32\x15.stepd.v1.SharedChunkH\x00\x42\t\n\x07message\"Y\n\x10ShareMemoryOffer\x12\x0b\n\x03run\x18\x01 \x01(\t\x12 \n\x06member\x18\x02 \x01(\x0b\x32\x10.stepd.v1.Member\x12\x16\n\x0elayout_version\x18\x03 \x01(\r\"e\n\x10ShareMemoryProof\x12\x0f\n\x07process\x18\x01 \x01(\x04\x12\x12\n\ndescriptor\x18\x02 \x01(\r\x12\r\n\x05start\x18\x03 \x01(\x04\x12\r\n\x05\x63ount\x18\x04 \x01(\x04\x12\x0e\n\x06secret\x18\x05 \x01(\x04\"y\n\x12ShareMemoryRequest\x12+\n\x05offer\x18\x01 \x01(\x0b\x32\x1a.stepd.v1.ShareMemoryOfferH\x00\x12+\n\x05proof\x18\x02 \x01(\x0b\x32\x1a.stepd.v1.ShareMemoryProofH\x00\x42\t\n\x07message\"&\n\x14ShareMemoryChallenge\x12\x0e\n\x06secret\x18\x01 \x01(\x0c\"W\n\x10ShareMemoryTerms\x12\x0f\n\x07process\x18\x01 \x01(\x04\x12\x12\n\nparameters\x18\x02 \x01(\r\x12\x0f\n\x07journal\x18\x03 \x01(\r\x12\r\n\x05\x62\x65gun\x18\x04 \x01(\x04\"\x82\x01\n\x13ShareMemoryResponse\x12\x33\n\tchallenge\x18\x01 \x01(\x0b\x32\x1e.stepd.v1.ShareMemoryChallengeH\x00\x12+\n\x05terms\x18\x02 \x01(\x0b\x32\x1a.stepd.v1.ShareMemoryTermsH\x00\x42\t\n\x07message*\xbd\x01\n\rReceiptStatus\x12\x1e\n\x1aRECEIPT_STATUS_UNSPECIFIED\x10\x00\x12\x1b\n\x17RECEIPT_STATUS_ACCEPTED\x10\x01\x12\x1c\n\x18RECEIPT_STATUS_DUPLICATE\x10\x02\x12\x17\n\x13RECEIPT_STATUS_LATE\x10\x03\x12\x18\n\x14RECEIPT_STATUS_STALE\x10\x04\x12\x1e\n\x1aRECEIPT_STATUS_QUARANTINED\x10\x05\x32\xeb\x02\n\x05Shard\x12U\n\x0eLoadParameters\x12\x1f.stepd.v1.LoadParametersRequest\x1a .stepd.v1.LoadParametersResponse(\x01\x12\x37\n\x04Push\x12\x15.stepd.v1.PushRequest\x1a\x16.stepd.v1.PushResponse(\x01\x12I\n\nStageState\x12\x1b.stepd.v1.StageStateRequest\x1a\x1c.stepd.v1.StageStateResponse(\x01\x12\x37\n\x04Pull\x12\x15.stepd.v1.PullRequest\x1a\x16.stepd.v1.PullResponse0\x01\x12N\n\x0bShareMemory\x12\x1c.stepd.v1.ShareMemoryRequest\x1a\x1d.stepd.v1.ShareMemoryResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'stepd.v1.shard_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RECEIPTSTATUS']._serialized_start=2240
-  _globals['_RECEIPTSTATUS']._serialized_end=2429
+  _globals['_RECEIPTSTATUS']._serialized_start=2347
+  _globals['_RECEIPTSTATUS']._serialized_end=2536
   _globals['_CHUNK']._serialized_start=56
   _globals['_CHUNK']._serialized_end=93
   _globals['_SHAREDCHUNK']._serialized_start=95
@@ -53,31 +53,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STAGESTATERESPONSE']._serialized_start=591
   _globals['_STAGESTATERESPONSE']._serialized_end=611
   _globals['_PUSHHEADER']._serialized_start=614
-  _globals['_PUSHHEADER']._serialized_end=777
-  _globals['_PUSHREQUEST']._serialized_start=780
-  _globals['_PUSHREQUEST']._serialized_end=919
-  _globals['_PUSHRESPONSE']._serialized_start=921
-  _globals['_PUSHRESPONSE']._serialized_end=1021
-  _globals['_PULLREQUEST']._serialized_start=1024
-  _globals['_PULLREQUEST']._serialized_end=1282
-  _globals['_STATEBUFFER']._serialized_start=1284
-  _globals['_STATEBUFFER']._serialized_end=1341
-  _globals['_PULLHEADER']._serialized_start=1344
-  _globals['_PULLHEADER']._serialized_end=1515
-  _globals['_PULLRESPONSE']._serialized_start=1518
-  _globals['_PULLRESPONSE']._serialized_end=1658
-  _globals['_SHAREMEMORYOFFER']._serialized_start=1660
-  _globals['_SHAREMEMORYOFFER']._serialized_end=1749
-  _globals['_SHAREMEMORYPROOF']._serialized_start=1751
-  _globals['_SHAREMEMORYPROOF']._serialized_end=1852
-  _globals['_SHAREMEMORYREQUEST']._serialized_start=1854
-  _globals['_SHAREMEMORYREQUEST']._serialized_end=1975
-  _globals['_SHAREMEMORYCHALLENGE']._serialized_start=1977
-  _globals['_SHAREMEMORYCHALLENGE']._serialized_end=2015
-  _globals['_SHAREMEMORYTERMS']._serialized_start=2017
-  _globals['_SHAREMEMORYTERMS']._serialized_end=2104
-  _globals['_SHAREMEMORYRESPONSE']._serialized_start=2107
-  _globals['_SHAREMEMORYRESPONSE']._serialized_end=2237
-  _globals['_SHARD']._serialized_start=2432
-  _globals['_SHARD']._serialized_end=2795
+  _globals['_PUSHHEADER']._serialized_end=813
+  _globals['_PUSHREQUEST']._serialized_start=816
+  _globals['_PUSHREQUEST']._serialized_end=955
+  _globals['_PUSHRESPONSE']._serialized_start=958
+  _globals['_PUSHRESPONSE']._serialized_end=1092
+  _globals['_PULLREQUEST']._serialized_start=1095
+  _globals['_PULLREQUEST']._serialized_end=1372
+  _globals['_STATEBUFFER']._serialized_start=1374
+  _globals['_STATEBUFFER']._serialized_end=1431
+  _globals['_PULLHEADER']._serialized_start=1434
+  _globals['_PULLHEADER']._serialized_end=1622
+  _globals['_PULLRESPONSE']._serialized_start=1625
+  _globals['_PULLRESPONSE']._serialized_end=1765
+  _globals['_SHAREMEMORYOFFER']._serialized_start=1767
+  _globals['_SHAREMEMORYOFFER']._serialized_end=1856
+  _globals['_SHAREMEMORYPROOF']._serialized_start=1858
+  _globals['_SHAREMEMORYPROOF']._serialized_end=1959
+  _globals['_SHAREMEMORYREQUEST']._serialized_start=1961
+  _globals['_SHAREMEMORYREQUEST']._serialized_end=2082
+  _globals['_SHAREMEMORYCHALLENGE']._serialized_start=2084
+  _globals['_SHAREMEMORYCHALLENGE']._serialized_end=2122
+  _globals['_SHAREMEMORYTERMS']._serialized_start=2124
+  _globals['_SHAREMEMORYTERMS']._serialized_end=2211
+  _globals['_SHAREMEMORYRESPONSE']._serialized_start=2214
+  _globals['_SHAREMEMORYRESPONSE']._serialized_end=2344
+  _globals['_SHARD']._serialized_start=2539
+  _globals['_SHARD']._serialized_end=2902
 # @@protoc_insertion_point(module_scope)

@@ -94,20 +94,24 @@ class StageStateResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class PushHeader(_message.Message):
-    __slots__ = ("run", "member", "id", "weight", "ranges", "layout_version")
+    __slots__ = ("run", "member", "id", "weight", "ranges", "layout_version", "sequence", "based_on")
     RUN_FIELD_NUMBER: _ClassVar[int]
     MEMBER_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
     RANGES_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    BASED_ON_FIELD_NUMBER: _ClassVar[int]
     run: str
     member: _round_pb2.Member
     id: _round_pb2.RoundId
     weight: float
     ranges: _containers.RepeatedCompositeFieldContainer[Range]
     layout_version: int
-    def __init__(self, run: _Optional[str] = ..., member: _Optional[_Union[_round_pb2.Member, _Mapping]] = ..., id: _Optional[_Union[_round_pb2.RoundId, _Mapping]] = ..., weight: _Optional[float] = ..., ranges: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., layout_version: _Optional[int] = ...) -> None: ...
+    sequence: int
+    based_on: int
+    def __init__(self, run: _Optional[str] = ..., member: _Optional[_Union[_round_pb2.Member, _Mapping]] = ..., id: _Optional[_Union[_round_pb2.RoundId, _Mapping]] = ..., weight: _Optional[float] = ..., ranges: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., layout_version: _Optional[int] = ..., sequence: _Optional[int] = ..., based_on: _Optional[int] = ...) -> None: ...
 
 class PushRequest(_message.Message):
     __slots__ = ("header", "chunk", "shared")
@@ -120,23 +124,26 @@ class PushRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[PushHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., shared: _Optional[_Union[SharedChunk, _Mapping]] = ...) -> None: ...
 
 class PushResponse(_message.Message):
-    __slots__ = ("status", "id", "step")
+    __slots__ = ("status", "id", "step", "in_turn")
     STATUS_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
+    IN_TURN_FIELD_NUMBER: _ClassVar[int]
     status: ReceiptStatus
     id: _round_pb2.RoundId
     step: int
-    def __init__(self, status: _Optional[_Union[ReceiptStatus, str]] = ..., id: _Optional[_Union[_round_pb2.RoundId, _Mapping]] = ..., step: _Optional[int] = ...) -> None: ...
+    in_turn: bool
+    def __init__(self, status: _Optional[_Union[ReceiptStatus, str]] = ..., id: _Optional[_Union[_round_pb2.RoundId, _Mapping]] = ..., step: _Optional[int] = ..., in_turn: bool = ...) -> None: ...
 
 class PullRequest(_message.Message):
-    __slots__ = ("run", "round", "member", "ranges", "attempt", "step", "averaged", "layout_version", "state", "shared")
+    __slots__ = ("run", "round", "member", "ranges", "attempt", "step", "sent_away", "averaged", "layout_version", "state", "shared")
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     MEMBER_FIELD_NUMBER: _ClassVar[int]
     RANGES_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
+    SENT_AWAY_FIELD_NUMBER: _ClassVar[int]
     AVERAGED_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_VERSION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -147,11 +154,12 @@ class PullRequest(_message.Message):
     ranges: _containers.RepeatedCompositeFieldContainer[Range]
     attempt: int
     step: int
+    sent_away: int
     averaged: bool
     layout_version: int
     state: bool
     shared: bool
-    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., member: _Optional[_Union[_round_pb2.Member, _Mapping]] = ..., ranges: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., attempt: _Optional[int] = ..., step: _Optional[int] = ..., averaged: bool = ..., layout_version: _Optional[int] = ..., state: bool = ..., shared: bool = ...) -> None: ...
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., member: _Optional[_Union[_round_pb2.Member, _Mapping]] = ..., ranges: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., attempt: _Optional[int] = ..., step: _Optional[int] = ..., sent_away: _Optional[int] = ..., averaged: bool = ..., layout_version: _Optional[int] = ..., state: bool = ..., shared: bool = ...) -> None: ...
 
 class StateBuffer(_message.Message):
     __slots__ = ("group", "name", "count")
@@ -164,7 +172,7 @@ class StateBuffer(_message.Message):
     def __init__(self, group: _Optional[int] = ..., name: _Optional[str] = ..., count: _Optional[int] = ...) -> None: ...
 
 class PullHeader(_message.Message):
-    __slots__ = ("step", "round", "decision", "buffers", "updates", "scalars", "state_id")
+    __slots__ = ("step", "round", "decision", "buffers", "updates", "scalars", "state_id", "counted")
     STEP_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     DECISION_FIELD_NUMBER: _ClassVar[int]
@@ -172,6 +180,7 @@ class PullHeader(_message.Message):
     UPDATES_FIELD_NUMBER: _ClassVar[int]
     SCALARS_FIELD_NUMBER: _ClassVar[int]
     STATE_ID_FIELD_NUMBER: _ClassVar[int]
+    COUNTED_FIELD_NUMBER: _ClassVar[int]
     step: int
     round: int
     decision: _round_pb2.Decision
@@ -179,7 +188,8 @@ class PullHeader(_message.Message):
     updates: _containers.RepeatedScalarFieldContainer[int]
     scalars: _containers.RepeatedScalarFieldContainer[float]
     state_id: str
-    def __init__(self, step: _Optional[int] = ..., round: _Optional[int] = ..., decision: _Optional[_Union[_round_pb2.Decision, _Mapping]] = ..., buffers: _Optional[_Iterable[_Union[StateBuffer, _Mapping]]] = ..., updates: _Optional[_Iterable[int]] = ..., scalars: _Optional[_Iterable[float]] = ..., state_id: _Optional[str] = ...) -> None: ...
+    counted: int
+    def __init__(self, step: _Optional[int] = ..., round: _Optional[int] = ..., decision: _Optional[_Union[_round_pb2.Decision, _Mapping]] = ..., buffers: _Optional[_Iterable[_Union[StateBuffer, _Mapping]]] = ..., updates: _Optional[_Iterable[int]] = ..., scalars: _Optional[_Iterable[float]] = ..., state_id: _Optional[str] = ..., counted: _Optional[int] = ...) -> None: ...
 
 class PullResponse(_message.Message):
     __slots__ = ("header", "chunk", "shared")

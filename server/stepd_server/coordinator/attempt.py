@@ -6,45 +6,79 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from stepd_server.coordinator.vocabulary import Decision, Measures, Member, Sums
+from stepd_server.coordinator.closing import Closing, Stage
+from stepd_server.coordinator.vocabulary import Decision, Measures, Member, Refusal, Selected, Sums
 
 
 @dataclass
 class Attempt:
     """Attributes:
-    members: who contributes; fixed.
-    arrived: by shard, whose contribution is whole there.
+    members: who contributes. Fixed, but for what `closing` and `selected` say.
+    closing: how far it is closed; None if it awaits all members.
+    in_turn: it takes one contribution of those that wait on the shards, and has no members until that is selected.
+    selected: which it takes, if it takes one in turn.
+    refused: by member, what it does not take, if it takes one in turn.
+    told: what of this shards have been told.
+    late: members that were asked and are not awaited.
+    gone: members that will send nothing more.
+    arrived: by member, the shards on which its contribution is whole.
+    whole: members whose contribution is whole on all shards.
     sums: by shard, once all have arrived there.
     draft: the decision, if it lacks norms of tensors.
     measures: by shard, what these are made of.
     """
 
     members: tuple[Member, ...]
-    arrived: defaultdict[int, set[Member]] = field(default_factory=lambda: defaultdict(set))
+    closing: Closing | None = None
+    in_turn: bool = False
+    selected: Selected | None = None
+    refused: dict[Member, Refusal] = field(default_factory=dict)
+    told: dict[Member, Refusal] = field(default_factory=dict)
+    late: tuple[Member, ...] = ()
+    gone: set[Member] = field(default_factory=set)
+    arrived: defaultdict[Member, set[int]] = field(default_factory=lambda: defaultdict(set))
+    whole: set[Member] = field(default_factory=set)
     sums: dict[int, Sums] = field(default_factory=dict)
     draft: Decision | None = None
     measures: dict[int, Measures] = field(default_factory=dict)
 
-    def arrive(self, shard: int, member: Member) -> None:
-        if member in self.members:
-            self.arrived[shard].add(member)
+    def select(self, selected: Selected) -> None:
+        self.selected, self.members = selected, (selected.member,)
 
-    def gather(self, shard: int, sums: Sums) -> None:
+    def close(self, members: Iterable[Member]) -> None:
+        """These are the round's."""
+        final = set(members)
+        self.late = tuple(member for member in self.members if member not in final)
+        self.members = tuple(member for member in self.members if member in final)
+
+    def arrive(self, shard: int, member: Member, shards: Iterable[int]) -> None:
+        if member in self.members:
+            self.arrived[member].add(shard)
+            if self.arrived[member].issuperset(shards):
+                self.whole.add(member)
+
+    def gather(self, shard: int, sums: Sums, shards: Iterable[int]) -> None:
         """Sums say that all have arrived there, too."""
-        self.arrived[shard].update(self.members)
+        for member in self.members:
+            self.arrive(shard, member, shards)
         self.sums.setdefault(shard, sums)
+
+    @property
+    def taken(self) -> tuple[Selected, ...]:
+        """What it takes in turn, as far as that is known."""
+        return (self.selected,) if self.selected else ()
 
     @property
     def has_arrivals(self) -> bool:
         return any(self.arrived.values())
 
-    def is_whole(self, member: Member, shards: Iterable[int]) -> bool:
-        """Whether the member's contribution has arrived on all shards."""
-        return all(member in self.arrived[shard] for shard in shards)
+    def has_arrived(self, member: Member, shard: int) -> bool:
+        return shard in self.arrived[member]
 
-    def awaited(self, shards: Iterable[int]) -> tuple[Member, ...]:
-        """Whose contribution is not whole on all shards."""
-        return tuple(member for member in self.members if not self.is_whole(member, shards))
+    @property
+    def lacking(self) -> tuple[Member, ...]:
+        """Members whose contribution has not arrived on all shards."""
+        return tuple(member for member in self.members if member not in self.whole)
 
     def is_gathered(self, shards: Iterable[int]) -> bool:
         return all(shard in self.sums for shard in shards)
@@ -56,9 +90,14 @@ class Attempt:
         arrived = [
             f"{member} on {' '.join(map(str, shards))}"
             for member in self.members
-            if (shards := sorted(shard for shard, who in self.arrived.items() if member in who))
+            if (shards := sorted(self.arrived[member]))
         ]
-        text = f"of {' '.join(map(str, self.members))}; arrived {', '.join(arrived) or 'nothing'}"
+        text = f"in turn, {self.selected or 'nobody yet'}" if self.in_turn else f"of {' '.join(map(str, self.members))}"
+        text += f"; arrived {', '.join(arrived) or 'nothing'}"
+        if self.closing and self.closing.stage is not Stage.OPEN:
+            text += f"; {self.closing.stage.value}"
+        if self.late:
+            text += f"; late {' '.join(map(str, self.late))}"
         if self.draft:
             text += f"; measured on {' '.join(map(str, sorted(self.measures))) or 'none'}"
         return text

@@ -41,7 +41,7 @@ def changed(
         _set_rate(after, specs.run_from_proto(after), request.rate, step)
     spec = specs.run_from_proto(after)
     check_trainable(spec)
-    workers = spec.sync.workers
+    workers = getattr(spec.sync, "workers", None)
     if workers is not None and workers < members:
         raise FailedPrecondition(
             f"run {spec.name!r} cannot take exactly {workers} workers: {members} have joined",

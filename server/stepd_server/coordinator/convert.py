@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from typing import Final
 
 from stepd import specs
-from stepd.v1 import round_pb2, run_pb2, shard_control_pb2
-from stepd_server.coordinator.events import Gather, RecordAttempt
+from stepd.v1 import round_pb2, run_pb2, shard_control_pb2, shard_pb2
+from stepd_server.coordinator.events import Gather, RecordAttempt, Select
 from stepd_server.coordinator.vocabulary import (
     Decision,
     GroupRates,
@@ -16,8 +16,12 @@ from stepd_server.coordinator.vocabulary import (
     Member,
     Nonfinite,
     NormPart,
+    Offer,
     Outcome,
+    Receipt,
     RoundId,
+    Selected,
+    Standing,
     Sums,
     TensorNorms,
 )
@@ -29,6 +33,11 @@ _OUTCOMES: Final = {
     Outcome.FAILED: round_pb2.OUTCOME_FAILED,
 }
 _OUTCOMES_BACK: Final = {number: outcome for outcome, number in _OUTCOMES.items()}
+_RECEIPTS: Final = {
+    Receipt.LATE: shard_pb2.RECEIPT_STATUS_LATE,
+    Receipt.STALE: shard_pb2.RECEIPT_STATUS_STALE,
+    Receipt.DUPLICATE: shard_pb2.RECEIPT_STATUS_DUPLICATE,
+}
 _REDUCTIONS: Final = {
     "mean": run_pb2.REDUCTION_MEAN,
     "sum": run_pb2.REDUCTION_SUM,
@@ -103,6 +112,8 @@ def decision_to_proto(decision: Decision) -> round_pb2.Decision:
         nonfinite=_nonfinite_to_proto(decision.nonfinite),
         quarantined=map(member_to_proto, decision.quarantined),
         norms=[round_pb2.TensorNorms(parameter=id_, first=a, second=b) for id_, a, b in decision.norms],
+        counted=[_name(one.member, one.sequence) for one in decision.counted],
+        late=map(member_to_proto, decision.late),
     )
 
 
@@ -123,7 +134,53 @@ def decision_from_proto(message: round_pb2.Decision) -> Decision:
         nonfinite=_nonfinite_from_proto(message.nonfinite),
         quarantined=tuple(map(member_from_proto, message.quarantined)),
         norms=tuple(TensorNorms(norms.parameter, norms.first, norms.second) for norms in message.norms),
+        counted=tuple(Selected(member_from_proto(name.member), name.sequence) for name in message.counted),
+        late=tuple(map(member_from_proto, message.late)),
     )
+
+
+def recorded_to_proto(
+    decision: Decision, standings: Iterable[tuple[Member, Standing]] = ()
+) -> round_pb2.RecordedDecision:
+    return round_pb2.RecordedDecision(
+        decision=decision_to_proto(decision),
+        standings=[
+            round_pb2.Standing(member=member_to_proto(member), sequence=standing.sequence, turns=standing.turns)
+            for member, standing in standings
+        ],
+    )
+
+
+def standings_from_proto(message: round_pb2.RecordedDecision) -> dict[Member, Standing]:
+    return {
+        member_from_proto(standing.member): Standing(standing.sequence, standing.turns)
+        for standing in message.standings
+    }
+
+
+def _name(member: Member, sequence: int) -> round_pb2.ContributionName:
+    return round_pb2.ContributionName(member=member_to_proto(member), sequence=sequence)
+
+
+def _selected(selected: Selected) -> shard_control_pb2.SelectedContribution:
+    name = _name(selected.member, selected.sequence)
+    return shard_control_pb2.SelectedContribution(name=name, scale=selected.scale)
+
+
+def select_to_proto(run: str, select: Select) -> shard_control_pb2.SelectContributorsRequest:
+    return shard_control_pb2.SelectContributorsRequest(
+        run=run,
+        id=id_to_proto(select.id),
+        selected=map(_selected, select.selected),
+        refused=[
+            shard_control_pb2.RefusedContribution(name=_name(one.member, one.sequence), status=_RECEIPTS[one.receipt])
+            for one in select.refused
+        ],
+    )
+
+
+def offer_from_proto(message: shard_control_pb2.OfferedContribution) -> Offer:
+    return Offer(member_from_proto(message.name.member), message.name.sequence, message.based_on)
 
 
 def attempt_to_proto(attempt: RecordAttempt) -> round_pb2.Decision:
@@ -167,4 +224,6 @@ def gather_to_proto(run: str, gather: Gather) -> shard_control_pb2.GatherRoundRe
         deterministic=gather.deterministic,
         quarantined=map(member_to_proto, gather.quarantined),
         layout_version=gather.layout,
+        in_turn=gather.in_turn,
+        selected=_selected(gather.selected) if gather.selected else None,
     )

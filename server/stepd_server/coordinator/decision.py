@@ -12,6 +12,7 @@ import numpy as np
 from stepd.definitions import RunSpec
 from stepd.policies import ClipNorm
 from stepd.rules import Reach
+from stepd_server.coordinator.policy import policy_of
 from stepd_server.coordinator.vocabulary import (
     Decision,
     GroupRates,
@@ -21,6 +22,7 @@ from stepd_server.coordinator.vocabulary import (
     NormPart,
     Outcome,
     RoundId,
+    Selected,
     Sums,
     TensorNorms,
 )
@@ -58,12 +60,13 @@ def norm_type(limit: ClipNorm | None) -> float:
 
 def what_is_summed(spec: RunSpec) -> tuple[object, ...]:
     """What shards must know to gather: their sums are of no use if it changes."""
-    clip = spec.clip
+    clip, policy = spec.clip, policy_of(spec.sync)
     return (
         clip.value if clip else None,
         norm_type(clip.norm if clip else None),
-        spec.sync.reduce,
-        spec.sync.deterministic,
+        policy.in_turn,
+        policy.reduce,
+        policy.deterministic,
     )
 
 
@@ -215,6 +218,8 @@ def decide(
     members: tuple[Member, ...],
     nonfinite: tuple[Nonfinite, ...],
     quarantined: tuple[Member, ...],
+    counted: tuple[Selected, ...] = (),
+    late: tuple[Member, ...] = (),
 ) -> Decision:
     """The decision of a round that was gathered when `step` steps had been applied."""
     norms = ending.norms
@@ -229,4 +234,6 @@ def decide(
         members=members,
         nonfinite=nonfinite,
         quarantined=quarantined,
+        counted=counted,
+        late=late,
     )

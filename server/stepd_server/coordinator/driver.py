@@ -23,6 +23,8 @@ from stepd_server.coordinator import convert
 from stepd_server.coordinator.convert import Senseless
 from stepd_server.coordinator.events import (
     Arrived,
+    Close,
+    Closed,
     Commit,
     Event,
     Finish,
@@ -31,10 +33,16 @@ from stepd_server.coordinator.events import (
     Gathered,
     Measure,
     Measured,
+    Offered,
+    Select,
+    SetTimer,
     ShardLost,
     StateCommitted,
+    TimeUp,
+    Withdrawn,
 )
 from stepd_server.coordinator.fleet import Fleet
+from stepd_server.coordinator.vocabulary import RoundId
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +55,7 @@ _RETRY_S_MAX: Final = 0.5
 _FINISH_S: Final = 120.0
 _GATHER_S: Final = 3600.0
 _MEASURE_S: Final = 120.0
+_SELECT_S: Final = 30.0
 # Answers that repeating does not change: the shard does not hold what the run counts on.
 _FINAL: Final = frozenset(
     {
@@ -76,6 +85,9 @@ class Driver:
         self._settles: dict[int, asyncio.Task[None]] = {}
         self._commits: dict[int, asyncio.Task[None]] = {}
         self._measures: dict[int, asyncio.Task[None]] = {}
+        self._closes: dict[int, asyncio.Task[None]] = {}
+        self._selects: dict[int, asyncio.Task[None]] = {}
+        self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def finish(self, action: Finish) -> None:
@@ -87,11 +99,34 @@ class Driver:
 
     def gather(self, action: Gather) -> None:
         request = convert.gather_to_proto(self._run, action)
+        self._stop_timer()
         for shard in action.shards:
             # An attempt that starts over has nothing to measure any more, and a shard would refuse to.
-            if task := self._measures.pop(shard, None):
-                task.cancel()
+            for tasks in (self._measures, self._closes, self._selects):
+                if task := tasks.pop(shard, None):
+                    task.cancel()
             self._start(self._gathers, shard, "GatherRound", partial(self._gather_once, shard, request, self.groups))
+
+    def set_timer(self, action: SetTimer) -> None:
+        """Say when the time has passed; a later one takes its place."""
+        self._stop_timer()
+        over = TimeUp(action.id, action.timer)
+        self._timer = asyncio.get_running_loop().call_later(action.seconds, self._tell, over)
+
+    def _stop_timer(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+
+    def close(self, action: Close) -> None:
+        request = shard_control_pb2.CloseRoundRequest(run=self._run, id=convert.id_to_proto(action.id))
+        for shard in action.shards:
+            self._start(self._closes, shard, "CloseRound", partial(self._close_once, shard, request))
+
+    def select(self, action: Select) -> None:
+        request = convert.select_to_proto(self._run, action)
+        for shard in action.shards:
+            # Each says all that those before it said.
+            self._start(self._selects, shard, "SelectContributors", partial(self._select_once, shard, request))
 
     def settle(self, request: shard_control_pb2.SettleExtensionRequest, shards: Iterable[int]) -> None:
         """Have shards make a committed extension part of the run."""
@@ -115,11 +150,13 @@ class Driver:
 
     def abandon(self, shard: int) -> None:
         """Stop calling a shard that is away."""
-        for tasks in (self._gathers, self._finishes, self._settles, self._commits, self._measures):
+        calls = (self._gathers, self._finishes, self._settles, self._commits, self._measures)
+        for tasks in (*calls, self._closes, self._selects):
             if task := tasks.pop(shard, None):
                 task.cancel()
 
     async def stop(self) -> None:
+        self._stop_timer()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -160,6 +197,14 @@ class Driver:
         response = await self._fleet.shards[shard].control.FinishRound(request, timeout=_FINISH_S)
         self._tell(Finished(shard, request.decision.id.round, response.step))
 
+    async def _close_once(self, shard: int, request: shard_control_pb2.CloseRoundRequest) -> None:
+        response = await self._fleet.shards[shard].control.CloseRound(request, timeout=_SELECT_S)
+        begun = tuple(map(convert.member_from_proto, response.begun))
+        self._tell(Closed(shard, convert.id_from_proto(request.id), begun))
+
+    async def _select_once(self, shard: int, request: shard_control_pb2.SelectContributorsRequest) -> None:
+        await self._fleet.shards[shard].control.SelectContributors(request, timeout=_SELECT_S)
+
     async def _settle_once(self, shard: int, request: shard_control_pb2.SettleExtensionRequest) -> None:
         await self._fleet.shards[shard].control.SettleExtension(request, timeout=_FINISH_S)
 
@@ -178,7 +223,7 @@ class Driver:
         call = self._fleet.shards[shard].control.GatherRound(request, timeout=_GATHER_S)
         async for message in call:
             if not message.HasField("sums"):
-                self._tell(Arrived(shard, id_, convert.member_from_proto(message.arrived)))
+                self._tell(_progress(shard, id_, message))
                 continue
             self._tell(Gathered(shard, id_, convert.sums_from_proto(message.sums, groups)))
             # Read to the end: dropping the call would cancel it on the shard.
@@ -189,3 +234,15 @@ class Driver:
         raise grpc.aio.AioRpcError(
             grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), "the stream ended without sums"
         )
+
+
+def _progress(shard: int, id_: RoundId, message: shard_control_pb2.GatherRoundResponse) -> Event:
+    """What a shard tells of a round that it gathers."""
+    match message.WhichOneof("message"):
+        case "offered":
+            return Offered(shard, id_, convert.offer_from_proto(message.offered))
+        case "withdrawn":
+            return Withdrawn(
+                shard, id_, convert.member_from_proto(message.withdrawn.member), message.withdrawn.sequence
+            )
+    return Arrived(shard, id_, convert.member_from_proto(message.arrived))

@@ -11,7 +11,19 @@ from typing import TypeAlias
 
 from stepd.definitions import RunSpec
 from stepd.policies import Clip, Reduce
-from stepd_server.coordinator.vocabulary import Decision, Measures, Member, Nonfinite, RoundId, Sums
+from stepd_server.coordinator.vocabulary import (
+    Decision,
+    Measures,
+    Member,
+    Nonfinite,
+    Offer,
+    Refusal,
+    RoundId,
+    Selected,
+    Standing,
+    Sums,
+    Timer,
+)
 
 # --- Events: members ----------------------------------------------------------------------------------------------
 
@@ -52,6 +64,38 @@ class Arrived:
     shard: int
     id: RoundId
     member: Member
+
+
+@dataclass(frozen=True)
+class Offered:
+    """A contribution waits on a shard for its turn. Told of each that waits whenever an attempt begins."""
+
+    shard: int
+    id: RoundId
+    offer: Offer
+
+
+@dataclass(frozen=True)
+class Withdrawn:
+    """A contribution that was offered, or selected, waits on a shard no more and is not whole: its stream has ended."""
+
+    shard: int
+    id: RoundId
+    member: Member
+    sequence: int
+
+
+@dataclass(frozen=True)
+class Closed:
+    """A shard begins no more contributions to an attempt.
+
+    Attributes:
+        begun: whose contributions have begun there.
+    """
+
+    shard: int
+    id: RoundId
+    begun: tuple[Member, ...]
 
 
 @dataclass(frozen=True)
@@ -116,6 +160,17 @@ class ShardLost:
     problem: str
 
 
+# --- Events: time -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TimeUp:
+    """The time that an attempt asked for has passed."""
+
+    id: RoundId
+    timer: Timer
+
+
 # --- Events: owner ------------------------------------------------------------------------------------------------
 
 
@@ -162,6 +217,10 @@ Event: TypeAlias = (
     | MemberLeft
     | MemberLost
     | Arrived
+    | Offered
+    | Withdrawn
+    | Closed
+    | TimeUp
     | Gathered
     | Measured
     | Finished
@@ -209,10 +268,56 @@ class Gather:
     quarantined: tuple[Member, ...] = ()
     # Version of the layout.
     layout: int = 0
+    # Contributions are taken in turn: no members; what is taken is selected, now or later.
+    in_turn: bool = False
+    selected: Selected | None = None
 
     def __str__(self) -> str:
         layout = f", layout {self.layout}" if self.layout else ""
-        return f"gather {self.id} of {_listed(self.members)} on {_listed(self.shards)}{layout}"
+        whom = f"in turn, {self.selected or 'nobody yet'}" if self.in_turn else f"of {_listed(self.members)}"
+        return f"gather {self.id} {whom} on {_listed(self.shards)}{layout}"
+
+
+@dataclass(frozen=True)
+class SetTimer:
+    """Say TimeUp when so much time has passed, unless the attempt is over by then."""
+
+    id: RoundId
+    timer: Timer
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.timer.value} of {self.id}: {self.seconds:g} s"
+
+
+@dataclass(frozen=True)
+class Close:
+    """Have shards begin no more contributions to an attempt, and say which have begun. May be repeated."""
+
+    shards: tuple[int, ...]
+    id: RoundId
+
+    def __str__(self) -> str:
+        return f"close {self.id} on {_listed(self.shards)}"
+
+
+@dataclass(frozen=True)
+class Select:
+    """Tell shards which contributions an attempt takes, and which no attempt does. May be repeated, and told with more.
+
+    Attributes:
+        selected: all that it takes; empty: not known yet.
+        refused: all that have been refused in this attempt.
+    """
+
+    shards: tuple[int, ...]
+    id: RoundId
+    selected: tuple[Selected, ...]
+    refused: tuple[Refusal, ...] = ()
+
+    def __str__(self) -> str:
+        refused = f"; {', '.join(map(str, self.refused))}" if self.refused else ""
+        return f"select for {self.id} {_listed(self.selected) or 'nobody yet'} on {_listed(self.shards)}{refused}"
 
 
 @dataclass(frozen=True)
@@ -228,9 +333,14 @@ class Measure:
 
 @dataclass(frozen=True)
 class Record:
-    """Write the decision down. Always before any shard hears of it."""
+    """Write the decision down. Always before any shard hears of it.
+
+    Attributes:
+        standings: where contributions are taken in turn: what has been counted of each member, this included.
+    """
 
     decision: Decision
+    standings: tuple[tuple[Member, Standing], ...] = ()
 
     def __str__(self) -> str:
         return f"record {self.decision}"
@@ -268,7 +378,7 @@ class Lost:
         return f"lost: {self.problem}"
 
 
-Action: TypeAlias = RecordAttempt | Gather | Measure | Record | Finish | Commit | Lost
+Action: TypeAlias = RecordAttempt | Gather | SetTimer | Close | Select | Measure | Record | Finish | Commit | Lost
 
 
 def _listed(items: tuple[object, ...]) -> str:

@@ -1,4 +1,4 @@
-"""The synchronous round as a state machine: events in, actions out. No sockets, threads, tasks or clocks.
+"""The rounds of a run as a state machine: events in, actions out. No sockets, threads, tasks or clocks.
 
 A run goes from round to round. Shards gather the contributions of the members and report sums; when all have, there is
 one decision; it is recorded, then told, and at once the shards are asked to gather the next round: a shard starts on
@@ -24,19 +24,27 @@ A worker that joins in the middle of a round takes part
 
 A worker that leaves (or is lost) when its contribution is whole on every shard stays in this round and is gone after
 it. Should the round start over, its contribution is gone as well: there is nobody to send it again.
+
+With a quorum, a round may be closed before all have contributed (closing.py); who is lost before that is done without
+as long as the others can make the quorum.
+
+Where contributions are taken in turn, a round takes one. They wait on the shards; an attempt has no members until one
+of those that wait on every shard is selected (line.py, policy.py). If that one breaks off, the attempt is over, and the
+next one takes another's: nobody waits for a worker that does not send.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Final
-
 from stepd.definitions import RunSpec
 from stepd_server.coordinator import decision as decisions
+from stepd_server.coordinator import turns
 from stepd_server.coordinator.attempt import Attempt
+from stepd_server.coordinator.closing import Closing, Stage, closing_of
 from stepd_server.coordinator.events import (
     Action,
     Arrived,
+    Close,
+    Closed,
     Commit,
     Event,
     Finish,
@@ -50,144 +58,27 @@ from stepd_server.coordinator.events import (
     MemberJoined,
     MemberLeft,
     MemberLost,
+    Offered,
     PolicyChanged,
     Record,
     RecordAttempt,
+    Select,
+    SetTimer,
     ShardAway,
     ShardBack,
     ShardLost,
     StateCommitted,
     StateLoaded,
+    TimeUp,
+    Withdrawn,
 )
 from stepd_server.coordinator.policy import policy_of
-from stepd_server.coordinator.vocabulary import Decision, Member, Nonfinite, Phase, RoundId
+from stepd_server.coordinator.standing import RoundsStanding
+from stepd_server.coordinator.vocabulary import Decision, Member, RoundId, Selected, Timer, by_rank
 
 
-class Rounds:
-    """The rounds of one run.
-
-    Attributes:
-        step: steps applied.
-        id: the attempt that is gathered now, or will be next.
-        last: the latest decision.
-    """
-
-    def __init__(
-        self,
-        shards: int,
-        spec: RunSpec,
-        *,
-        last: Decision | None = None,
-        attempt: int = 0,
-        away: Iterable[int] = (),
-        layout: int = 0,
-        state_loaded: bool = False,
-        members: Mapping[Member, int] | None = None,
-        left_out: Iterable[Member] = (),
-        nonfinite: Iterable[Nonfinite] = (),
-    ) -> None:
-        """A new run; or, with what a coordinator before this one recorded, an old one.
-
-        Args:
-            shards: how many there are.
-            spec: of the run; its parameters are of no interest here.
-            last: the last recorded decision.
-            attempt: the first of the next round that has not been given away.
-            away: shards that have yet to say where they stand.
-            layout: version of the layout.
-            state_loaded: a state has been loaded; shards are told of it again.
-            members: who has joined, each with the first round that takes its contribution.
-            left_out: members that an attempt of the round has been told to do without.
-            nonfinite: whose values were not finite, in an attempt of the round.
-        """
-        self._all: Final = tuple(range(shards))
-        self._spec = spec
-        self._policy = policy_of(spec.sync)
-        self._layout = layout
-        self.last = last
-        self.step = last.step if last else 0
-        self.id = RoundId(last.id.round + 1 if last else 0, attempt)
-        # Members, each with the first round that takes its contribution.
-        self._since: dict[Member, int] = dict(members or {})
-        self._attempt: Attempt | None = None
-        # Of this round, over its attempts.
-        self._nonfinite: tuple[Nonfinite, ...] = tuple(nonfinite)
-        self._left_out: frozenset[Member] = frozenset(left_out)
-        # Shards that have yet to carry out the last decision, as far as is known, and shards that do not answer.
-        self._unfinished: set[int] = set(self._all) if last else set()
-        self._away: set[int] = set(away)
-        # Shards that, as far as is known, have yet to use the latest state that was loaded.
-        self._uncommitted: set[int] = set(self._all) if state_loaded else set()
-        self._lost = ""
-        self._actions: list[Action] = []
-
-    # --- What others see ------------------------------------------------------------------------------------------
-
-    @property
-    def phase(self) -> Phase:
-        if self._lost:
-            return Phase.LOST
-        elif self._away:
-            return Phase.RECOVERING
-        elif self._unfinished:
-            return Phase.FINISHING
-        elif self._attempt and self._attempt.draft:
-            return Phase.MEASURING
-        return Phase.GATHERING if self._attempt else Phase.WAITING
-
-    @property
-    def waits_for_members(self) -> int:
-        """How many more members the round needs before it can be gathered."""
-        return 0 if self._attempt else self._policy.missing(len(self._since))
-
-    @property
-    def problem(self) -> str:
-        """One sentence on why nothing goes on; empty if it does."""
-        if self._lost:
-            return self._lost
-        elif self._away:
-            away = ", ".join(map(str, sorted(self._away)))
-            return f"shard {away} is away" if len(self._away) == 1 else f"shards {away} are away"
-        elif missing := self.waits_for_members:
-            return f"waits for {missing} more worker{'s' * (missing > 1)}, has {len(self._since)}"
-        return ""
-
-    @property
-    def loads_state(self) -> bool:
-        """Whether some shard has yet to use the latest state that was loaded."""
-        return bool(self._uncommitted)
-
-    @property
-    def rates(self) -> tuple[float, ...]:
-        """By group: the rate of the next step."""
-        return decisions.rates(self._spec, self.step)
-
-    def first_round_of(self, member: Member) -> RoundId:
-        """The attempt that wants the member's next contribution, or the first round that will."""
-        first = self.id.round + 1 if member in self._left_out else self._since.get(member, 0)
-        return self.id if first <= self.id.round else RoundId(first, 0)
-
-    @property
-    def awaited(self) -> tuple[Member, ...]:
-        """Whose contribution is not whole on every shard."""
-        return self._attempt.awaited(self._all) if self._attempt else ()
-
-    def __repr__(self) -> str:
-        """Everything that matters, in one line."""
-        parts = [f"{self.phase.value} {self.id} at step {self.step}"]
-        if self._attempt:
-            parts.append(str(self._attempt))
-        members = sorted(self._since, key=lambda member: member.rank)
-        later = {m: first for m, first in self._since.items() if first > self.id.round}
-        names = (f"{m} (from round {later[m]})" if m in later else str(m) for m in members)
-        parts.append("members " + (" ".join(names) or "none"))
-        if self._left_out:
-            parts.append("left out " + " ".join(map(str, sorted(self._left_out))))
-        if self._unfinished:
-            parts.append(f"unfinished on {' '.join(map(str, sorted(self._unfinished)))}")
-        if self.problem:
-            parts.append(self.problem)
-        return "; ".join(parts)
+class Rounds(RoundsStanding):
+    """The rounds of one run."""
 
     # --- Events ---------------------------------------------------------------------------------------------------
 
@@ -201,12 +92,13 @@ class Rounds:
                 self._leave(member, contributed)
             case MemberLost(member):
                 self._lose(member)
-            case Arrived() | Gathered() | Measured():
+            case Arrived() | Gathered() | Measured() | Closed() | TimeUp() | Offered() | Withdrawn():
                 self._take_in(event)
             case Finished():
                 self._finish(event)
             case ShardAway(shard):
                 self._away.add(shard)
+                self._line.forget(shard)
                 self._start_over()
             case ShardBack():
                 self._take_back(event)
@@ -217,6 +109,7 @@ class Rounds:
             case LayoutChanged(spec, layout):
                 # What was gathered knows nothing of the new group; nor do its sums.
                 self._spec, self._layout = spec, layout
+                self._line.clear()
                 self._start_over()
             case StateLoaded(spec):
                 self._load_state(spec)
@@ -230,38 +123,73 @@ class Rounds:
         if older is not None:
             if older.incarnation >= member.incarnation:
                 return
-            del self._since[older]
-        if self._attempt and self._may_start_over_for_newcomer(older):
+            self._forget(older)
+        if self._attempt and self._may_start_over_for_newcomer(self._attempt, older):
             self._start_over()
-        self._since[member] = self.id.round + (self._attempt is not None)
+        self._line.join(member)
+        # Where contributions are taken in turn, a round takes whoever comes.
+        self._since[member] = self.id.round + (self._attempt is not None and not self._attempt.in_turn)
 
-    def _may_start_over_for_newcomer(self, older: Member | None) -> bool:
-        assert self._attempt is not None
-        if older in self._attempt.members:
-            return True  # it will not contribute under its old incarnation any more
-        return not self._attempt.has_arrivals and all(member in self._since for member in self._attempt.members)
+    def _may_start_over_for_newcomer(self, attempt: Attempt, older: Member | None) -> bool:
+        if older in attempt.members:
+            return not self._can_do_without(attempt, older)  # it will not contribute under its old incarnation any more
+        if attempt.in_turn or attempt.has_arrivals:
+            return False
+        return all(member in self._since for member in attempt.members)
 
     def _leave(self, member: Member, contributed: RoundId | None) -> None:
         # The worker has receipts of every shard: they may have overtaken the shards' word to us.
         if member in self._since and contributed != self.id:
             self._lose(member)
-        self._since.pop(member, None)
+        self._forget(member)
 
     def _lose(self, member: Member) -> None:
         # Also one that has left: it may have claimed a contribution that never arrived.
-        self._since.pop(member, None)
-        if self._attempt and member in self._attempt.members and not self._attempt.is_whole(member, self._all):
+        self._forget(member)
+        attempt = self._attempt
+        if attempt is None:
+            return
+        if member in attempt.members and member not in attempt.whole:
+            if not self._can_do_without(attempt, member):
+                self._start_over()
+        elif attempt.in_turn and not attempt.members and self._policy.missing(len(self._since)):
             self._start_over()
 
-    def _take_in(self, event: Arrived | Gathered | Measured) -> None:
-        if self._attempt is None or event.id != self.id:
+    def _forget(self, member: Member) -> None:
+        self._since.pop(member, None)
+        self._line.drop(member)
+
+    def _can_do_without(self, attempt: Attempt, member: Member) -> bool:
+        """Whether the attempt can go on although a member of it will send nothing more."""
+        closing = attempt.closing
+        if closing is None or closing.stage is Stage.CLOSED:
+            return False
+        attempt.gone.add(member)
+        return len(attempt.members) - len(attempt.gone - attempt.whole) >= closing.quorum
+
+    def _take_in(self, event: Arrived | Gathered | Measured | Closed | TimeUp | Offered | Withdrawn) -> None:
+        attempt = self._attempt
+        if attempt is None or event.id != self.id:
             return
-        if isinstance(event, Arrived):
-            self._attempt.arrive(event.shard, event.member)
-        elif isinstance(event, Measured):
-            self._attempt.measures[event.shard] = event.measures
-        else:
-            self._attempt.gather(event.shard, event.sums)
+        match event:
+            case Arrived(shard, _, member):
+                attempt.arrive(shard, member, self._all)
+            case Gathered(shard, _, sums):
+                attempt.gather(shard, sums, self._all)
+            case Measured(shard, _, measures):
+                attempt.measures[shard] = measures
+            case Closed(shard, _, begun):
+                self._close(attempt, shard, begun)
+            case TimeUp(_, timer):
+                self._time_up(attempt, timer)
+            case Offered(shard, _, offer) if attempt.in_turn:
+                if turns.offer(attempt, self._line, self._policy, shard, offer, self.step):
+                    self._start_over()
+            case Withdrawn(shard, _, member, sequence) if attempt.in_turn:
+                self._line.withdraw(shard, member, sequence)
+                selected = attempt.selected
+                if selected and selected[:2] == (member, sequence) and not attempt.has_arrived(member, shard):
+                    self._start_over()
 
     def _finish(self, event: Finished) -> None:
         if self.last is None or event.round != self.last.id.round or event.shard not in self._unfinished - self._away:
@@ -305,13 +233,19 @@ class Rounds:
 
     def _change(self, spec: RunSpec) -> None:
         before, self._spec = self._spec, spec
-        self._policy = policy_of(spec.sync)
-        if self._attempt is None:
+        policy, self._policy = self._policy, policy_of(spec.sync)
+        if type(policy) is not type(self._policy):
+            self._line.level()
+        attempt = self._attempt
+        if attempt is None:
             return
-        takes_part = {*self._attempt.members, *self._left_out}
+        takes_part = {*attempt.members, *attempt.late, *self._left_out, *self._slow}
+        enough = not self._policy.missing(len(self._since) if attempt.in_turn else len(takes_part))
         # A changed limit of the norm, like a rate, needs no new sums: the decision uses the latest.
-        if decisions.what_is_summed(before) != decisions.what_is_summed(spec) or self._policy.missing(len(takes_part)):
+        if decisions.what_is_summed(before) != decisions.what_is_summed(spec) or not enough:
             self._start_over()
+        elif attempt.closing is None or attempt.closing.stage is Stage.OPEN:
+            attempt.closing = closing_of(self._policy, attempt.members)
 
     # --- Going on -------------------------------------------------------------------------------------------------
 
@@ -327,22 +261,31 @@ class Rounds:
         if self._attempt is not None:
             if not self._unfinished and self._attempt.is_gathered(self._all):
                 self._judge(self._attempt)
+            elif self._attempt.in_turn:
+                self._take_turn(self._attempt)
+            elif self._attempt.closing:
+                self._look_for_quorum(self._attempt, self._attempt.closing)
+            return
+        if self._policy.in_turn:
+            if not self._policy.missing(len(self._since)):
+                self._take_turn(Attempt((), in_turn=True))
             return
         present = [member for member, first in self._since.items() if first <= self.id.round]
-        contributors = self._policy.contributors([m for m in present if m not in self._left_out])
+        contributors = self._policy.contributors([m for m in present if m not in self._left_out | self._slow])
         if not self._policy.missing(len(present)) and contributors:
-            self._gather(contributors)
+            self._gather(Attempt(contributors, closing_of(self._policy, contributors)))
         elif not self._policy.missing(len(self._since)) and not self._unfinished:
             # Nobody is left in this round, but there are enough for the next.
             self._decide(decisions.nobody_left(self._spec), ())
 
-    def _gather(self, members: tuple[Member, ...]) -> None:
-        self._attempt = Attempt(members)
-        left_out = tuple(sorted(self._left_out, key=lambda member: member.rank))
+    def _gather(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+        left_out = by_rank(self._left_out)
         if self.id.attempt:
             self._actions.append(RecordAttempt(self.id, left_out, self._nonfinite))
-        how = (self._spec.clip, self._spec.sync.reduce, self._spec.sync.deterministic)
-        self._actions.append(Gather(self._all, self.id, members, *how, left_out, self._layout))
+        members = () if attempt.in_turn else attempt.members
+        how = (self._spec.clip, self._policy.reduce, self._policy.deterministic, left_out, self._layout)
+        self._actions.append(Gather(self._all, self.id, members, *how, attempt.in_turn, attempt.selected))
 
     def _start_over(self) -> None:
         """The attempt is over, if there is one. Who asks before the next one begins is told its number already."""
@@ -375,7 +318,9 @@ class Rounds:
             step=self.step,
             members=members,
             nonfinite=self._nonfinite,
-            quarantined=tuple(sorted(self._left_out, key=lambda member: member.rank)),
+            quarantined=by_rank(self._left_out),
+            counted=(self._attempt.selected,) if self._attempt and self._attempt.selected else (),
+            late=by_rank({*(self._attempt.late if self._attempt else ()), *self._slow}),
         )
         if self._attempt is not None and decisions.lacks_norms(self._spec, decision):
             # Rates and factors stay what they are now, also if the owner changes them meanwhile.
@@ -385,13 +330,63 @@ class Rounds:
         self._conclude(decision)
 
     def _conclude(self, decision: Decision) -> None:
-        self._actions += [Record(decision), Finish(self._all, decision)]
+        for selected in decision.counted:
+            self._line.count(selected)
+        standings = self._line.recorded(in_turn=self._policy.in_turn)
+        self._actions += [Record(decision, standings), Finish(self._all, decision)]
         self.last, self.step = decision, decision.step
         self.id = RoundId(self.id.round + 1, 0)
         self._attempt = None
-        self._nonfinite, self._left_out = (), frozenset()
+        self._nonfinite, self._left_out, self._slow = (), frozenset(), frozenset()
         self._unfinished = set(self._all)
         self._advance()
+
+    # --- Quorum ---------------------------------------------------------------------------------------------------
+
+    def _look_for_quorum(self, attempt: Attempt, closing: Closing) -> None:
+        if closing.stage is Stage.OPEN and closing.quorum <= len(attempt.whole) < len(attempt.members):
+            closing.stage = Stage.GRACE
+            self._actions.append(SetTimer(self.id, Timer.GRACE, closing.grace))
+
+    def _time_up(self, attempt: Attempt, timer: Timer) -> None:
+        closing = attempt.closing
+        if closing and timer is Timer.GRACE and closing.stage is Stage.GRACE:
+            closing.stage = Stage.CLOSING
+            self._actions.append(Close(self._all, self.id))
+        elif closing and timer is Timer.STRAGGLERS and closing.stage is Stage.CLOSED and attempt.lacking:
+            self._slow |= set(attempt.lacking)
+            self._start_over()
+
+    def _close(self, attempt: Attempt, shard: int, begun: tuple[Member, ...]) -> None:
+        closing = attempt.closing
+        if closing is None or closing.stage is not Stage.CLOSING:
+            return
+        closing.take_in(shard, begun)
+        final = closing.begun_anywhere(self._all)
+        if final is None:
+            return
+        closing.stage = Stage.CLOSED
+        if final & (attempt.gone - attempt.whole):
+            self._start_over()  # what has begun of it is added up already, and the rest does not come
+            return
+        attempt.close(final)
+        self._actions.append(Select(self._all, self.id, tuple(Selected(member) for member in attempt.members)))
+        if attempt.lacking:
+            self._actions.append(SetTimer(self.id, Timer.STRAGGLERS, closing.stragglers))
+
+    # --- In turn --------------------------------------------------------------------------------------------------
+
+    def _take_turn(self, attempt: Attempt) -> None:
+        """Select what is next in line, if nothing is selected; tell shards what they do not know yet."""
+        known = attempt.selected
+        if known is None:
+            turns.choose(attempt, self._line, self._policy, self._all, self.step)
+        if self._attempt is None:
+            self._gather(attempt)
+            known = attempt.selected
+        if attempt.selected != known or attempt.refused != attempt.told:
+            attempt.told = attempt.refused.copy()
+            self._actions.append(Select(self._all, self.id, attempt.taken, tuple(attempt.refused.values())))
 
     def _give_up(self, problem: str) -> None:
         if not self._lost:

@@ -73,6 +73,7 @@ class Run(RunPicture):
             members={seat.member: seat.first_round for seat in self._membership.seats},
             left_out=attempt.left_out,
             nonfinite=attempt.nonfinite,
+            standings=self._store.standings,
         )
 
     def set_bytes(self, total: int) -> None:
@@ -127,8 +128,14 @@ class Run(RunPicture):
                 self._driver.gather(action)
             case events.Measure():
                 self._driver.measure(action)
-            case events.Record(decided):
-                self._store.write_decision(decided)
+            case events.SetTimer():
+                self._driver.set_timer(action)
+            case events.Close():
+                self._driver.close(action)
+            case events.Select():
+                self._driver.select(action)
+            case events.Record(decided, standings):
+                self._store.write_decision(decided, standings)
                 self.tally.decided(decided, self._clocks.steady())
             case events.Finish():
                 self._driver.finish(action)
@@ -231,6 +238,10 @@ class Run(RunPicture):
         self._observe(seat, observed, observed_before)
         self._check_recording()
         return rounds.first_round_of(member)
+
+    def counted(self, member: Member) -> int:
+        """The latest of the member's contributions that counts, where they are taken in turn."""
+        return self._going_rounds().counted(member)
 
     def _observe(self, seat: Seat, observed: Sequence[float], observed_before: int) -> None:
         before = seat.observed

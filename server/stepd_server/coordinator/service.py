@@ -183,10 +183,9 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
 
     async def RenewLease(self, request: pb.RenewLeaseRequest, _: Context) -> pb.RenewLeaseResponse:
         run = self._runs.get(request.run)
-        at = run.renew(
-            convert.member_from_proto(request.member), dict(request.metrics), request.observed, request.observed_before
-        )
-        return pb.RenewLeaseResponse(round=convert.id_to_proto(at))
+        member = convert.member_from_proto(request.member)
+        at = run.renew(member, dict(request.metrics), request.observed, request.observed_before)
+        return pb.RenewLeaseResponse(round=convert.id_to_proto(at), counted=run.counted(member))
 
     async def LeaveRun(self, request: pb.LeaveRunRequest, _: Context) -> pb.LeaveRunResponse:
         contributed = convert.id_from_proto(request.contributed) if request.HasField("contributed") else None

@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -31,7 +31,7 @@ from stepd_server.coordinator import convert
 from stepd_server.coordinator.events import RecordAttempt
 from stepd_server.coordinator.seats import Seat
 from stepd_server.coordinator.slots import NEW, Slots, read, sync_folder, unframe, write_whole
-from stepd_server.coordinator.vocabulary import Decision, RoundId
+from stepd_server.coordinator.vocabulary import Decision, Member, RoundId, Standing
 
 _LENGTH: Final = struct.Struct("<I")
 
@@ -132,8 +132,8 @@ class RunStore:
 
     # --- Rounds ---------------------------------------------------------------------------------------------------
 
-    def write_decision(self, decision: Decision) -> None:
-        self._decision.write(convert.decision_to_proto(decision).SerializeToString())
+    def write_decision(self, decision: Decision, standings: Iterable[tuple[Member, Standing]] = ()) -> None:
+        self._decision.write(convert.recorded_to_proto(decision, standings).SerializeToString())
 
     def write_attempt(self, attempt: RecordAttempt) -> None:
         self._attempt.write(convert.attempt_to_proto(attempt).SerializeToString())
@@ -142,7 +142,12 @@ class RunStore:
     def last_decision(self) -> Decision | None:
         if self._decision.value is None:
             return None
-        return convert.decision_from_proto(round_pb2.Decision.FromString(self._decision.value))
+        return convert.decision_from_proto(round_pb2.RecordedDecision.FromString(self._decision.value).decision)
+
+    @property
+    def standings(self) -> dict[Member, Standing]:
+        """What had been counted of members by the last decision, where contributions are taken in turn."""
+        return convert.standings_from_proto(round_pb2.RecordedDecision.FromString(self._decision.value or b""))
 
     def next_attempt(self) -> RecordAttempt:
         """The first attempt of the round after the last decision that nobody can have heard of."""

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeAlias
 
@@ -24,6 +24,10 @@ class Member(NamedTuple):
         return f"{self.worker}#{self.incarnation}"
 
 
+def by_rank(members: Iterable[Member]) -> tuple[Member, ...]:
+    return tuple(sorted(members, key=lambda member: (member.rank, member.worker)))
+
+
 class RoundId(NamedTuple):
     """One attempt to gather one round."""
 
@@ -32,6 +36,76 @@ class RoundId(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.round}/{self.attempt}"
+
+
+class Receipt(enum.Enum):
+    """What becomes of a contribution that no round takes."""
+
+    LATE = "late"
+    STALE = "stale"
+    DUPLICATE = "duplicate"
+
+
+class Offer(NamedTuple):
+    """A contribution that waits for its turn.
+
+    Attributes:
+        sequence: counts the contributions of its member, from 1.
+        based_on: steps applied in the parameters that it was computed from.
+    """
+
+    member: Member
+    sequence: int
+    based_on: int
+
+
+class Selected(NamedTuple):
+    """A contribution that an attempt takes.
+
+    Attributes:
+        sequence: which of its member's, where contributions are taken in turn; else 0.
+        scale: what it is multiplied by.
+    """
+
+    member: Member
+    sequence: int = 0
+    scale: float = 1.0
+
+    def __str__(self) -> str:
+        name = f"{self.member}:{self.sequence}" if self.sequence else str(self.member)
+        return name if self.scale == 1.0 else f"{name} times {self.scale:g}"
+
+
+class Refusal(NamedTuple):
+    """A contribution that no round takes; nor those of its member before it."""
+
+    member: Member
+    sequence: int
+    receipt: Receipt
+
+    def __str__(self) -> str:
+        return f"{self.member}:{self.sequence} is {self.receipt.value}"
+
+
+class Standing(NamedTuple):
+    """What has been counted of a member.
+
+    Attributes:
+        sequence: the latest of its contributions that counts; 0: none.
+        turns: how many rounds it has had; of a newcomer, what the slowest had when it joined.
+    """
+
+    sequence: int = 0
+    turns: int = 0
+
+
+class Timer(enum.Enum):
+    """What an attempt waits for by the clock."""
+
+    # Latecomers, when a quorum has arrived.
+    GRACE = "grace"
+    # Contributions that had begun to arrive when the round was closed.
+    STRAGGLERS = "stragglers"
 
 
 # A log line needs no more.
@@ -118,6 +192,8 @@ class Decision:
         nonfinite: who sent values that are not finite, in any attempt of the round.
         quarantined: who was left out for it.
         norms: of APPLIED, for every parameter that has a gradient and a layerwise rule.
+        counted: what the round took, where contributions are taken in turn.
+        late: who was asked and not awaited.
     """
 
     id: RoundId
@@ -130,6 +206,8 @@ class Decision:
     nonfinite: tuple[Nonfinite, ...] = ()
     quarantined: tuple[Member, ...] = ()
     norms: tuple[TensorNorms, ...] = ()
+    counted: tuple[Selected, ...] = ()
+    late: tuple[Member, ...] = ()
 
     @property
     def step_before(self) -> int:
@@ -146,6 +224,10 @@ class Decision:
             momenta = ("-" if group.momentum is None else f"{group.momentum:g}" for group in self.groups)
             words.append("momenta " + " ".join(momenta))
         words.append("of " + (" ".join(map(str, self.members)) or "nobody"))
+        if self.counted:
+            words.append("counted " + " ".join(map(str, self.counted)))
+        if self.late:
+            words.append("late: " + " ".join(map(str, self.late)))
         if self.nonfinite:
             words.append("not finite: " + ", ".join(map(str, self.nonfinite)))
         if self.quarantined:

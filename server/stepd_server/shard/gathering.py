@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
-from stepd.errors import Aborted, FailedPrecondition, InvalidArgument, MissingGradient, StepdError
+from stepd.errors import Aborted, FailedPrecondition, InvalidArgument, MissingGradient
 from stepd.rules.base import Array
 from stepd.v1 import round_pb2, run_pb2, shard_control_pb2, shard_pb2
 from stepd_server.shard.coverage import Coverage, Track
@@ -22,6 +22,9 @@ from stepd_server.shard.plan import Bools, Counts, Piece, Span
 from stepd_server.shard.sums import Shaping, Summing, clip_limit, clip_norm_type
 
 Key = tuple[str, int]
+
+# Spans that are summed in one go: more than a chunk completes, and still but a few milliseconds.
+_SPANS_AT_ONCE: Final = 16
 
 
 def key_of(member: round_pb2.Member) -> Key:
@@ -38,7 +41,10 @@ class Contribution:
         self.position = position
         self.track: Track | None = None
         self.touched: Bools | None = None
+        # What its elements are multiplied by: its own weight in weighted runs, what the coordinator says in others.
         self.weight = 1.0
+        # Streams that bring it now: one that is sent again may overlap with a broken one.
+        self.streams = 0
         # Elements added, of those in its ranges.
         self.added = 0
         # Flat place of the next.
@@ -54,6 +60,10 @@ class Gathering:
     Attributes:
         id: of the attempt.
         contributions: by member, in the order of ranks.
+        in_turn: it takes one contribution, which is selected among those that wait.
+        selected: that one, once it is known.
+        closed: it begins no more contributions, but for those that are selected.
+        changes: grows with what changes who contributes, who is sending, and whose contribution is whole.
         quarantined: members whose contribution to an earlier attempt was left out.
         spans: of what has been touched; None until every member's contribution has begun.
     """
@@ -65,6 +75,12 @@ class Gathering:
         self.deterministic = request.deterministic
         self.contributions = {key_of(m): Contribution(m, i) for i, m in enumerate(request.members)}
         self.quarantined = {key_of(m) for m in request.quarantined}
+        self.in_turn = request.in_turn
+        self.selected: tuple[Key, int] | None = None
+        self.closed = request.in_turn
+        self.changes = 0
+        self._final = False
+        self._refused: dict[Key, shard_control_pb2.RefusedContribution] = {}
         self.spans: list[Span] | None = None
         self.touched: Bools = np.zeros(len(piece.slices), np.bool_)
         self._order = list(self.contributions.values())
@@ -76,26 +92,68 @@ class Gathering:
         self._reached = Coverage()
         self._summing: Summing | None = None
         self._summed = 0
+        if request.HasField("selected"):
+            self.take([request.selected])
+
+    # --- Who contributes ----------------------------------------------------------------------------------------
+
+    def close(self) -> list[round_pb2.Member]:
+        """Begin no more; give whose contributions have begun."""
+        self.closed = True
+        return [c.member for c in self._order if c.track is not None]
+
+    def take(
+        self,
+        selected: Sequence[shard_control_pb2.SelectedContribution],
+        refused: Sequence[shard_control_pb2.RefusedContribution] = (),
+    ) -> None:
+        """These are the contributions that it takes, all of them and for good. May be repeated."""
+        self._refused.update((key_of(one.name.member), one) for one in refused)
+        self.changes += 1
+        if self._final or not selected:
+            return
+        self._final = self.closed = True
+        if self.in_turn:
+            (one,) = selected
+            contribution = Contribution(one.name.member, 0)
+            contribution.weight = one.scale
+            self.selected = (key_of(one.name.member), one.name.sequence)
+            self._order = [contribution]
+        else:
+            taken = {key_of(one.name.member) for one in selected}
+            self._order = [c for c in self._order if key_of(c.member) in taken]
+        self.contributions = {key_of(c.member): c for c in self._order}
+        self._start_summing()
+
+    def fate(self, header: shard_pb2.PushHeader) -> shard_pb2.ReceiptStatus | None:
+        """What becomes of a contribution to it: ACCEPTED: it may begin; None: that cannot be said yet."""
+        key = key_of(header.member)
+        if self.in_turn:
+            if self.selected == (key, header.sequence):
+                return shard_pb2.RECEIPT_STATUS_ACCEPTED
+            refused = self._refused.get(key)
+            return refused.status if refused and header.sequence <= refused.name.sequence else None
+        contribution = self.contributions.get(key)
+        if contribution is None:
+            outside = shard_pb2.RECEIPT_STATUS_QUARANTINED if key in self.quarantined else None
+            return outside or shard_pb2.RECEIPT_STATUS_LATE
+        waits = self.closed and not self._final and contribution.track is None
+        return None if waits else shard_pb2.RECEIPT_STATUS_ACCEPTED
+
+    # --- What they bring ----------------------------------------------------------------------------------------
 
     def begin(self, header: shard_pb2.PushHeader) -> Contribution:
         """The member's contribution is on its way; again, if it was cut off before."""
         contribution = self.contributions[key_of(header.member)]
-        ranges = [(r.start, r.start + r.count) for r in header.ranges]
-        touched = self._piece.covered(ranges)
-        if self._piece.spec.missing == run_pb2.MISSING_POLICY_ERROR and not touched.all():
-            parameter = self._piece.slices[int(np.argmin(touched))].parameter
-            name = self._piece.spec.parameters[parameter].name
-            raise MissingGradient(
-                f"no gradient for parameter {name!r}, and the run takes contributions only with all of them",
-                parameter=name,
-            )
+        ranges, touched = check_ranges(self._piece, header)
         if contribution.touched is not None:
             if not np.array_equal(touched, contribution.touched):
                 raise InvalidArgument("a contribution that is sent again must hold the same ranges", reason="BAD_CHUNK")
         else:
             contribution.track = Track(ranges)
             contribution.touched = touched
-            contribution.weight = header.weight if self._reduction == run_pb2.REDUCTION_WEIGHTED else 1.0
+            if self._reduction == run_pb2.REDUCTION_WEIGHTED:
+                contribution.weight = _checked_weight(header.weight)
             contribution.frontier = contribution.track.frontier(0, self._piece.size)
             self.touched |= touched
             self._start_summing()
@@ -127,10 +185,21 @@ class Gathering:
     def finish(self, contribution: Contribution) -> None:
         """The contribution is whole."""
         contribution.whole = True
+        self.changes += 1
+
+    @property
+    def round_id(self) -> round_pb2.RoundId:
+        return round_pb2.RoundId(round=self.id[0], attempt=self.id[1])
 
     @property
     def complete(self) -> bool:
-        return all(c.whole for c in self._order)
+        """Whether all that it takes is here."""
+        return bool(self._order) and all(c.whole for c in self._order)
+
+    def sum_some(self) -> bool:
+        """Sum some of what is complete and has not been summed; whether there may be more."""
+        self._sum_complete()
+        return self.spans is not None and self._summed < len(self.spans)
 
     @property
     def awaited(self) -> list[round_pb2.Member]:
@@ -153,7 +222,7 @@ class Gathering:
         return Gathered(self.id, self.shaping, self.touched)
 
     def sums(self) -> round_pb2.GatheredSums:
-        """What the coordinator decides by. Only when complete."""
+        """What the coordinator decides by. Only when complete, and all is summed."""
         assert self.complete
         nonfinite = [
             round_pb2.NonfiniteContribution(member=c.member, parameter=c.nonfinite)
@@ -192,11 +261,12 @@ class Gathering:
         self._summing = Summing(self._piece.dtype, self.shaping, clip_norm_type(self._clip), group_p)
 
     def _sum_complete(self) -> None:
-        """Sum the spans that are complete and have not been summed."""
+        """Sum spans that are complete and have not been summed, but no more at once than keeps up with a chunk."""
         if self._summing is None or self.spans is None:
             return
         frontier = min(c.frontier for c in self._order)
-        while self._summed < len(self.spans) and self.spans[self._summed].stop <= frontier:
+        enough = min(self._summed + _SPANS_AT_ONCE, len(self.spans))
+        while self._summed < enough and self.spans[self._summed].stop <= frontier:
             span = self.spans[self._summed]
             self._summing.add(span, self._accumulator[span.start : span.stop])
             self._summed += 1
@@ -207,40 +277,49 @@ class Gathering:
         return self._piece.parameter_at(contribution.track.frontier(contribution.added + first, self._piece.size))
 
 
+def check_ranges(piece: Piece, header: shard_pb2.PushHeader) -> tuple[list[tuple[int, int]], Bools]:
+    """The ranges [start, stop) of a contribution, and which slices they are; an error if they are not as they must."""
+    ranges = [(r.start, r.start + r.count) for r in header.ranges]
+    touched = piece.covered(ranges)
+    if piece.spec.missing == run_pb2.MISSING_POLICY_ERROR and not touched.all():
+        parameter = piece.slices[int(np.argmin(touched))].parameter
+        name = piece.spec.parameters[parameter].name
+        raise MissingGradient(
+            f"no gradient for parameter {name!r}, and the run takes contributions only with all of them",
+            parameter=name,
+        )
+    return ranges, touched
+
+
+def _checked_weight(weight: float) -> float:
+    if not 0 < weight < math.inf:
+        raise InvalidArgument(
+            f"a contribution to a weighted run must have a positive finite weight, got {weight}",
+            field="weight",
+            given=weight,
+        )
+    return weight
+
+
 def _is_finite(data: Array) -> bool:
     """Whether all elements are finite: the sum of squares tells nearly always, and costs a fifth of looking at each."""
     with np.errstate(all="ignore"):
         return bool(math.isfinite(np.dot(data, data)) or np.isfinite(data).all())
 
 
-def status_outside(
-    header: shard_pb2.PushHeader, decision: round_pb2.Decision | None, gathering: Gathering | None
-) -> shard_pb2.ReceiptStatus:
-    """What became of a contribution to a round that is over or does not count its sender.
+def restarted(run: str, round_number: int, attempt: int, *, in_turn: bool | None = None) -> Aborted:
+    """The error for what belongs to an attempt that is over.
 
     Args:
-        decision: the latest.
-        gathering: what is gathered now.
+        in_turn: how the next one takes contributions; None: that is not known yet.
     """
-    key = key_of(header.member)
-    if decision is not None and decision.id.round == header.id.round:
-        if any(key_of(m) == key for m in decision.quarantined):
-            return shard_pb2.RECEIPT_STATUS_QUARANTINED
-        if any(key_of(m) == key for m in decision.members):
-            return shard_pb2.RECEIPT_STATUS_DUPLICATE
-    if gathering is not None and gathering.id[0] == header.id.round and key in gathering.quarantined:
-        return shard_pb2.RECEIPT_STATUS_QUARANTINED
-    return shard_pb2.RECEIPT_STATUS_LATE
-
-
-def restarted(run: str, round_number: int, attempt: int) -> Aborted:
-    """The error for what belongs to an attempt that is over."""
     return Aborted(
         f"run {run!r}: round {round_number} is gathered again as attempt {attempt}",
         reason="ROUND_RESTARTED",
         run=run,
         round=round_number,
         attempt=attempt,
+        **({} if in_turn is None else {"in_turn": int(in_turn)}),
     )
 
 
@@ -268,10 +347,3 @@ def as_array(data: memoryview, dtype: np.dtype[Any]) -> Array:
 def members_text(members: Sequence[round_pb2.Member]) -> str:
     """Members by name and rank, for messages."""
     return ", ".join(f"{m.worker} (rank {m.rank})" for m in members) or "nobody"
-
-
-def cut_short(at: int, size: int) -> StepdError:
-    """The error for a stream that lacks elements."""
-    return InvalidArgument(
-        f"the stream ended after {at} of {size} elements", reason="BAD_CHUNK", expected=size, given=at
-    )

@@ -11,12 +11,13 @@ import numpy as np
 
 from stepd import wire
 from stepd.errors import FailedPrecondition, NotFound
-from stepd.limits import BLOCK_ELEMENTS, CHUNK_BYTES, READER_GRACE_S, SHARED_BYTES_AT_ONCE, WAIT_S
+from stepd.limits import BLOCK_ELEMENTS, CHUNK_BYTES, SHARED_BYTES_AT_ONCE, WAIT_S
 from stepd.rules.base import Array
 from stepd.v1 import round_pb2, shard_pb2
 from stepd_server.shard.arena import Arena
 from stepd_server.shard.averaging import averaged, check_averages
 from stepd_server.shard.gathering import Gathering, Key, key_of, layout_changed, not_shared, restarted
+from stepd_server.shard.holding import Counted, Holding
 from stepd_server.shard.phases import Phases
 from stepd_server.shard.reading import Reader, cut_into, pending, version_passed
 from stepd_server.shard.signal import Signal
@@ -36,12 +37,16 @@ class Pulling:
         self.problem = ""
         self._changed = Signal()
         self._gathering: Gathering | None = None
+        self._holding = Holding()
+        self._counted = Counted()
         # The latest decision that has taken effect or is being applied.
         self._decision: round_pb2.Decision | None = None
         self._finishing: asyncio.Task[int] | None = None
         # Up to which element parameters have the version that is being applied; None between steps.
         self._applied_to: int | None = None
         self._readers: set[Reader] = set()
+        # A step waits for them: whoever comes now reads what it leaves.
+        self._turning = False
         # Of members that share theirs: where their contributions lie.
         self.memories: dict[Key, Array] = {}
 
@@ -55,11 +60,14 @@ class Pulling:
             raise not_shared("it has not asked, or this shard has been started again")
         await self._wait(lambda: self._has_version(request), request.round if request.HasField("round") else None)
         # From here to the first yield nothing else runs: the version cannot change before the reader is known.
-        reader = Reader(state=request.state)
+        reader = Reader(state=request.state, sent_away=request.sent_away)
         self._readers.add(reader)
         try:
             step = self._present_step
             header = shard_pb2.PullHeader(step=step, round=self._round, decision=self._decision)
+            if request.HasField("member"):
+                self._counted.learn(self._decision)
+                header.counted = self._counted.sequence(request.member)
             ranges = [(r.start, r.start + r.count) for r in request.ranges] or [(0, self.arena.piece.size)]
             if request.ranges:
                 self.arena.piece.covered(ranges)
@@ -82,7 +90,7 @@ class Pulling:
                 yield self._part(request, start, stop)
             if request.shared:
                 # It still reads, and ends the call when it has; or else we do, as with any reader that takes too long.
-                await self._changed.until(lambda: reader.cut, READER_GRACE_S)
+                await self._changed.until(lambda: reader.cut, reader.grace)
         finally:
             self._leave(reader)
 
@@ -112,14 +120,16 @@ class Pulling:
             if gathering is not None and request.HasField("attempt") and self._finishing is None:
                 round_number, attempt = gathering.id
                 if round_number == request.round and attempt > request.attempt:
-                    raise restarted(self.name, round_number, attempt)
+                    raise restarted(self.name, round_number, attempt, in_turn=gathering.in_turn)
             return False
         if request.HasField("step"):
             step = self._present_step
             if step > request.step:
                 raise version_passed(self.name, request.step, step)
             return step == request.step and self._rests_for(request)
-        return self._rests_for(request)
+        # Readers that come one after another must not keep a step from beginning. Who asks for this very version reads
+        # it on other shards already.
+        return not self._turning and self._rests_for(request)
 
     def _rests_for(self, request: shard_pb2.PullRequest) -> bool:
         """Whether nothing changes what is asked for in a way that cannot be followed: the state, counts and all."""
@@ -133,6 +143,18 @@ class Pulling:
     def _is_final(self, stop: int | None) -> bool:
         self._check_alive()
         return self._applied_to is None or (stop is not None and self._applied_to >= stop)
+
+    async def _send_readers_away(self) -> None:
+        """Wait a while for those who read what is to be overwritten."""
+        self._turning = True
+        try:
+            # Who has been sent away before is slow, and would be again.
+            grace = max((reader.grace for reader in self._readers), default=0.0)
+            await self._changed.until(lambda: not self._readers, grace)
+        finally:
+            self._turning = False
+        for reader in self._readers:
+            reader.cut = True
 
     # --- What everything asks -----------------------------------------------------------------------------
 
@@ -170,8 +192,10 @@ class Pulling:
     def _check_current(self, gathering: Gathering) -> None:
         self._check_alive()
         if self._gathering is not gathering:
-            now = self._gathering.id if self._gathering else (self.arena.round, 0)
-            raise restarted(self.name, *now)
+            now = self._gathering
+            raise restarted(
+                self.name, *(now.id if now else (self.arena.round, 0)), in_turn=now.in_turn if now else None
+            )
 
     def has_layout(self, version: int) -> bool:
         """Whether a caller's layout is the present one; one that is to come may be waited for."""

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from stepd.errors import Aborted
+from stepd.limits import READER_GRACE_S, READER_GRACE_S_MAX
 from stepd.v1 import round_pb2
 from stepd_server.shard.gathering import members_text
 
+# So many are past READER_GRACE_S_MAX.
+_DOUBLINGS: Final = 8
+
 
 class Reader:
-    """A pull under way. `cut`: the version it reads is about to be overwritten, and it must not read on."""
+    """A pull under way.
 
-    def __init__(self, *, state: bool) -> None:
+    Attributes:
+        state: it reads the state of the optimizer.
+        grace: seconds that a step waits for it.
+        cut: the version it reads is about to be overwritten, and it must not read on.
+    """
+
+    def __init__(self, *, state: bool, sent_away: int = 0) -> None:
         self.state = state
+        self.grace = min(READER_GRACE_S * 2 ** min(sent_away, _DOUBLINGS), READER_GRACE_S_MAX)
         self.cut = False
 
 

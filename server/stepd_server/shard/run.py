@@ -9,24 +9,17 @@ from typing import Final
 
 from stepd import wire
 from stepd.errors import Aborted, FailedPrecondition, Unavailable
-from stepd.limits import READER_GRACE_S, WAIT_S
-from stepd.rules.base import Array
-from stepd.v1 import round_pb2, shard_control_pb2, shard_pb2
+from stepd.limits import WAIT_S
+from stepd.v1 import round_pb2, shard_control_pb2
 from stepd_server.shard.applying import Step, without_norms
 from stepd_server.shard.arena import Arena
 from stepd_server.shard.extending import Extension
 from stepd_server.shard.finishing import Finishing, gathered_for, resume
-from stepd_server.shard.gathering import (
-    Contribution,
-    Gathering,
-    as_array,
-    key_of,
-    restarted,
-    status_outside,
-)
-from stepd_server.shard.loading import cut_short, lacking, load
+from stepd_server.shard.gathering import Gathering, restarted
+from stepd_server.shard.holding import Telling
+from stepd_server.shard.loading import lacking, load
 from stepd_server.shard.measuring import Measuring
-from stepd_server.shard.pulling import Pulling
+from stepd_server.shard.pushing import Pushing
 from stepd_server.shard.scratch import Scratch
 
 log = logging.getLogger(__name__)
@@ -36,7 +29,7 @@ log = logging.getLogger(__name__)
 _PAUSES_S: Final = (0.1, 1.0)
 
 
-class ShardRun(Pulling):
+class ShardRun(Pushing):
     """A run's piece with its round."""
 
     def __init__(self, arena: Arena) -> None:
@@ -76,71 +69,6 @@ class ShardRun(Pulling):
             raise lacking(self.name, self._loaded, self.arena.piece.size)
         self.arena.seal()
 
-    # --- Contributions ------------------------------------------------------------------------------------------
-
-    async def push(self, header: shard_pb2.PushHeader, chunks: AsyncIterator[wire.Chunk]) -> shard_pb2.PushResponse:
-        """Take one contribution."""
-        id = (header.id.round, header.id.attempt)
-        await self._wait(lambda: self._admits(header), header.id.round)
-        gathering = self._gathering
-        if gathering is None or gathering.id != id or key_of(header.member) not in gathering.contributions:
-            return self._receipt(header, status_outside(header, self._decision, gathering))
-        contribution = gathering.begin(header)
-        if contribution.whole:
-            return self._receipt(header, shard_pb2.RECEIPT_STATUS_DUPLICATE)
-        self.phases.began(gathering.id)
-        assert contribution.track is not None
-        size, dtype, at = contribution.track.size, self.arena.piece.dtype, 0
-        self._changed.notify()  # a contribution that holds little may have let others go ahead
-        async for chunk in chunks:
-            at += wire.check_chunk(chunk, at, size, dtype.itemsize)
-            data = as_array(chunk.data, dtype)
-            await self._add(gathering, contribution, data, at)
-        if at != size:
-            raise cut_short(at, size)
-        self._check_current(gathering)
-        if not contribution.whole:
-            gathering.finish(contribution)
-            self.phases.whole()
-        self._changed.notify()
-        return self._receipt(header, shard_pb2.RECEIPT_STATUS_ACCEPTED)
-
-    async def _add(self, gathering: Gathering, contribution: Contribution, data: Array, stop: int) -> None:
-        """Add the part of a chunk (which ends at `stop` of the contribution) that has not been added."""
-        if stop > contribution.added and not gathering.turn(contribution, stop - contribution.added):
-            # Not reading on holds the sender back; an early contribution takes no memory here.
-            await self._wait(
-                lambda: (
-                    self._gathering is not gathering
-                    or stop <= contribution.added
-                    or gathering.turn(contribution, stop - contribution.added)
-                ),
-                gathering.id[0],
-            )
-        self._check_current(gathering)
-        new = stop - contribution.added
-        if new > 0:
-            gathering.add(contribution, data[-new:])
-            if gathering.deterministic:
-                self._changed.notify()
-
-    def _admits(self, header: shard_pb2.PushHeader) -> bool:
-        """Whether what is to become of a contribution can be said now."""
-        self._check_alive()
-        if header.id.round < self._round:
-            return True
-        if not self.has_layout(header.layout_version):
-            return False
-        gathering = self._gathering
-        if gathering is None or self._finishing is not None or header.id.round > gathering.id[0]:
-            return False
-        if header.id.attempt < gathering.id[1]:
-            raise restarted(self.name, *gathering.id)
-        return header.id.attempt == gathering.id[1]
-
-    def _receipt(self, header: shard_pb2.PushHeader, status: shard_pb2.ReceiptStatus) -> shard_pb2.PushResponse:
-        return shard_pb2.PushResponse(status=status, id=header.id, step=self.arena.step)
-
     # --- Rounds -------------------------------------------------------------------------------------------------
 
     async def gather(
@@ -164,28 +92,50 @@ class ShardRun(Pulling):
             arena.gathered.clear()
             self._gathering = Gathering(arena.piece, arena.accumulator, arena.updates, request)
             self._changed.notify()
-        gathering, told = self._gathering, set[int]()
+        gathering = self._gathering
+        telling = Telling(gathering, self._holding)
         while True:
-            for contribution in list(gathering.contributions.values()):
-                if contribution.whole and contribution.position not in told:
-                    told.add(contribution.position)
-                    yield shard_control_pb2.GatherRoundResponse(arrived=contribution.member)
+            for message in telling.news():
+                yield message
             if gathering.complete:
+                while gathering.sum_some():
+                    await asyncio.sleep(0)
+                    self._check_current(gathering)
                 sums = gathering.sums()
                 if not sums.nonfinite:
                     self.arena.gathered.write(gathering.gathered)
                 yield shard_control_pb2.GatherRoundResponse(sums=sums)
                 return
             await self._changed.until(
-                lambda: (
-                    self._check_alive()
-                    and (
-                        self._gathering is not gathering
-                        or sum(c.whole for c in gathering.contributions.values()) > len(told)
-                    )
-                )
+                lambda: self._check_alive() and (self._gathering is not gathering or telling.has_news)
             )
             self._check_current(gathering)
+
+    async def close_round(self, id: round_pb2.RoundId) -> list[round_pb2.Member]:
+        """Begin no more contributions to an attempt; give whose have begun. Nobody's if it is over."""
+        gathering = await self._attempt(id)
+        return gathering.close() if gathering else []
+
+    async def select(self, request: shard_control_pb2.SelectContributorsRequest) -> None:
+        """Take these contributions into an attempt, if it is not over, and no others."""
+        if gathering := await self._attempt(request.id):
+            gathering.take(request.selected, request.refused)
+            self._changed.notify()
+
+    async def _attempt(self, id: round_pb2.RoundId) -> Gathering | None:
+        """The attempt, once it has begun here; None if it is over."""
+        wanted = (id.round, id.attempt)
+        ready = await self._changed.until(
+            lambda: (
+                self._check_alive()
+                and (self.arena.round > id.round or (self._gathering is not None and self._gathering.id >= wanted))
+            ),
+            WAIT_S,
+        )
+        if not ready:
+            raise Unavailable(f"run {self.name!r}: round {id.round} attempt {id.attempt} has not begun here")
+        gathering = self._gathering
+        return gathering if gathering and gathering.id == wanted and self._finishing is None else None
 
     async def measure(self, draft: round_pb2.Decision) -> list[shard_control_pb2.MeasureRoundResponse]:
         """Find the norms of tensors that a decision lacks."""
@@ -279,12 +229,6 @@ class ShardRun(Pulling):
             await asyncio.sleep(0)
         finishing.end()
         self._gathering = None
-
-    async def _send_readers_away(self) -> None:
-        """Wait a while for those who read what is to be overwritten."""
-        await self._changed.until(lambda: not self._readers, READER_GRACE_S)
-        for reader in self._readers:
-            reader.cut = True
 
     # --- Groups that are added ----------------------------------------------------------------------------------
 

@@ -180,6 +180,18 @@ class ShardService(shard_control_pb2_grpc.ShardControlServicer):
         async for message in self._run(request.run).gather(request):
             yield message
 
+    async def CloseRound(
+        self, request: shard_control_pb2.CloseRoundRequest, _: Context
+    ) -> shard_control_pb2.CloseRoundResponse:
+        begun = await self._run(request.run).close_round(request.id)
+        return shard_control_pb2.CloseRoundResponse(begun=begun)
+
+    async def SelectContributors(
+        self, request: shard_control_pb2.SelectContributorsRequest, _: Context
+    ) -> shard_control_pb2.SelectContributorsResponse:
+        await self._run(request.run).select(request)
+        return shard_control_pb2.SelectContributorsResponse()
+
     async def MeasureRound(
         self, request: shard_control_pb2.MeasureRoundRequest, _: Context
     ) -> AsyncGenerator[shard_control_pb2.MeasureRoundResponse, None]:

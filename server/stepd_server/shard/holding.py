@@ -1,0 +1,156 @@
+"""Contributions that wait on a shard, and those that are known to be counted. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from stepd.limits import WORKERS_MAX
+from stepd.v1 import round_pb2, shard_control_pb2, shard_pb2
+from stepd_server.shard.gathering import Gathering, Key, key_of
+
+Name = tuple[Key, int]
+
+
+def name_of(name: round_pb2.ContributionName | shard_pb2.PushHeader) -> Name:
+    """What tells contributions apart, over rounds."""
+    return key_of(name.member), name.sequence
+
+
+class Holding:
+    """Streams whose header is here and whose contribution waits for its round or its turn.
+
+    Attributes:
+        changes: grows with each that comes or goes.
+    """
+
+    def __init__(self) -> None:
+        self.changes = 0
+        self._headers: dict[Name, shard_pb2.PushHeader] = {}
+        # One may be sent again before its broken stream is noticed.
+        self._streams: Counter[Name] = Counter()
+
+    @contextmanager
+    def waiting(self, header: shard_pb2.PushHeader) -> Iterator[None]:
+        name = name_of(header)
+        self._headers[name] = header
+        self._streams[name] += 1
+        self.changes += 1
+        try:
+            yield
+        finally:
+            self._streams[name] -= 1
+            if not self._streams[name]:
+                del self._streams[name], self._headers[name]
+            self.changes += 1
+
+    @property
+    def headers(self) -> dict[Name, shard_pb2.PushHeader]:
+        """Of what waits, in the order in which it came."""
+        return self._headers
+
+
+class Telling:
+    """What the coordinator is told of an attempt, bit by bit."""
+
+    def __init__(self, gathering: Gathering, holding: Holding) -> None:
+        self._gathering = gathering
+        self._holding = holding
+        self._arrived: set[Key] = set()
+        # What the coordinator believes to wait or to be sent here.
+        self._offered: dict[Name, round_pb2.ContributionName] = {}
+        self._seen = -1
+
+    def news(self) -> list[shard_control_pb2.GatherRoundResponse]:
+        """What there is to tell since the last time."""
+        self._seen = self._gathering.changes + self._holding.changes
+        found = []
+        for key, contribution in self._gathering.contributions.items():
+            if contribution.whole and key not in self._arrived:
+                self._arrived.add(key)
+                found.append(shard_control_pb2.GatherRoundResponse(arrived=contribution.member))
+        if self._gathering.in_turn:
+            found += self._offers()
+        return found
+
+    @property
+    def has_news(self) -> bool:
+        return self._seen != self._gathering.changes + self._holding.changes
+
+    def _offers(self) -> Iterator[shard_control_pb2.GatherRoundResponse]:
+        headers, selected = self._holding.headers, self._gathering.selected
+        here = set(headers)
+        if selected is not None:
+            contribution = self._gathering.contributions[selected[0]]
+            self._offered[selected] = round_pb2.ContributionName(member=contribution.member, sequence=selected[1])
+            if contribution.whole or contribution.streams:
+                here.add(selected)
+        for name, header in headers.items():
+            if name not in self._offered:
+                own = self._offered[name] = round_pb2.ContributionName(member=header.member, sequence=header.sequence)
+                offered = shard_control_pb2.OfferedContribution(name=own, based_on=header.based_on)
+                yield shard_control_pb2.GatherRoundResponse(offered=offered)
+        for name in self._offered.keys() - here:
+            yield shard_control_pb2.GatherRoundResponse(withdrawn=self._offered.pop(name))
+
+
+class Receipt(NamedTuple):
+    """What became of a contribution, and in which attempt."""
+
+    status: shard_pb2.ReceiptStatus
+    id: round_pb2.RoundId | None = None
+
+
+# Names of workers that are remembered; then those that were counted longest ago are forgotten.
+_KNOWN_MAX: Final = WORKERS_MAX
+
+
+@dataclass
+class Counted:
+    """The latest contribution of each worker that a decision has counted, as far as this process has heard of it.
+
+    What it has not heard of waits and is offered, and then the coordinator knows.
+    """
+
+    _latest: round_pb2.Decision | None = None
+    # By worker: incarnation, sequence, and the receipt for a repeat.
+    _known: dict[str, tuple[int, int, Receipt]] = field(default_factory=dict)
+
+    def learn(self, decision: round_pb2.Decision | None) -> None:
+        """Take in the latest decision."""
+        if decision is None or decision is self._latest:
+            return
+        self._latest = decision
+        sequences = {key_of(name.member): name.sequence for name in decision.counted}
+        for status, members in (
+            (shard_pb2.RECEIPT_STATUS_DUPLICATE, decision.members),
+            (shard_pb2.RECEIPT_STATUS_QUARANTINED, decision.quarantined),
+        ):
+            for member in members:
+                self._known.pop(member.worker, None)
+                sequence = sequences.get(key_of(member), 0)
+                self._known[member.worker] = (member.incarnation, sequence, Receipt(status, decision.id))
+        while len(self._known) > _KNOWN_MAX:
+            del self._known[next(iter(self._known))]
+
+    def receipt(self, header: shard_pb2.PushHeader) -> Receipt | None:
+        """The receipt for a repeat; None if it is none, as far as is known."""
+        incarnation, sequence, receipt = self._known.get(header.member.worker, (0, 0, None))
+        if receipt is None or incarnation != header.member.incarnation:
+            return None
+        assert receipt.id is not None
+        if header.HasField("id") and receipt.id.round == header.id.round:
+            return receipt
+        if sequence and header.sequence == sequence:
+            return receipt
+        if sequence and 0 < header.sequence < sequence:
+            return Receipt(shard_pb2.RECEIPT_STATUS_DUPLICATE)
+        return None
+
+    def sequence(self, member: round_pb2.Member) -> int:
+        """The latest of a member's contributions that is known to be counted; 0: none."""
+        incarnation, sequence, _ = self._known.get(member.worker, (0, 0, None))
+        return sequence if incarnation == member.incarnation else 0

@@ -1,0 +1,124 @@
+"""Contributions that come to one run on a shard: which wait, which are taken in, and what the others are told."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Final
+
+from stepd import wire
+from stepd.errors import InvalidArgument
+from stepd.rules.base import Array
+from stepd.v1 import shard_pb2
+from stepd_server.shard.gathering import Contribution, Gathering, as_array, check_ranges, restarted
+from stepd_server.shard.holding import Receipt
+from stepd_server.shard.loading import cut_short
+from stepd_server.shard.pulling import Pulling
+
+_ACCEPTED: Final = shard_pb2.RECEIPT_STATUS_ACCEPTED
+
+
+class Pushing(Pulling):
+    """A run's piece as those see it who contribute to its rounds. What carries the rounds out is in run.py."""
+
+    async def push(self, header: shard_pb2.PushHeader, chunks: AsyncIterator[wire.Chunk]) -> shard_pb2.PushResponse:
+        """Take one contribution."""
+        if header.layout_version == self.arena.piece.version:
+            # What a round could not take must not be offered to it.
+            check_ranges(self.arena.piece, header)
+        with self._holding.waiting(header):
+            self._changed.notify()
+            await self._wait(lambda: self._fate(header) is not None, header.id.round if header.HasField("id") else None)
+            # From here to the stream's being counted nothing else runs.
+            receipt, gathering = self._fate(header), self._gathering
+            assert receipt is not None
+            if gathering is None or receipt.status != _ACCEPTED:
+                return self._receipt(receipt)
+            contribution = gathering.begin(header)
+            if contribution.whole:
+                return self._receipt(Receipt(shard_pb2.RECEIPT_STATUS_DUPLICATE, receipt.id))
+            contribution.streams += 1
+            self.phases.began(gathering.id)
+        try:
+            await self._bring(gathering, contribution, chunks)
+        finally:
+            contribution.streams -= 1
+            gathering.changes += 1
+            self._changed.notify()
+        return self._receipt(receipt)
+
+    async def _bring(self, gathering: Gathering, contribution: Contribution, chunks: AsyncIterator[wire.Chunk]) -> None:
+        assert contribution.track is not None
+        size, dtype, at = contribution.track.size, self.arena.piece.dtype, 0
+        self._changed.notify()  # a contribution that holds little may have let others go ahead
+        async for chunk in chunks:
+            at += wire.check_chunk(chunk, at, size, dtype.itemsize)
+            data = as_array(chunk.data, dtype)
+            await self._add(gathering, contribution, data, at)
+        if at != size:
+            raise cut_short(at, size)
+        self._check_current(gathering)
+        if not contribution.whole:
+            gathering.finish(contribution)
+            self.phases.whole()
+
+    async def _add(self, gathering: Gathering, contribution: Contribution, data: Array, stop: int) -> None:
+        """Add the part of a chunk (which ends at `stop` of the contribution) that has not been added."""
+        if stop > contribution.added and not gathering.turn(contribution, stop - contribution.added):
+            # Not reading on holds the sender back; an early contribution takes no memory here.
+            await self._wait(
+                lambda: (
+                    self._gathering is not gathering
+                    or stop <= contribution.added
+                    or gathering.turn(contribution, stop - contribution.added)
+                ),
+                gathering.id[0],
+            )
+        self._check_current(gathering)
+        new = stop - contribution.added
+        if new > 0:
+            gathering.add(contribution, data[-new:])
+            if gathering.deterministic:
+                self._changed.notify()
+
+    def _fate(self, header: shard_pb2.PushHeader) -> Receipt | None:
+        """What is to become of a contribution: ACCEPTED: it may begin. None: that cannot be said yet."""
+        self._check_alive()
+        self._counted.learn(self._decision)
+        if known := self._counted.receipt(header):
+            return known
+        named = header.HasField("id")
+        if named and header.id.round < self._round:
+            return Receipt(shard_pb2.RECEIPT_STATUS_LATE, header.id)
+        if not self.has_layout(header.layout_version):
+            return None
+        gathering = self._gathering
+        if gathering is None or self._finishing is not None or (named and header.id.round > gathering.id[0]):
+            return None
+        if gathering.in_turn:
+            self._check_sequence(header)
+        if named:
+            if header.id.attempt < gathering.id[1]:
+                raise restarted(self.name, *gathering.id, in_turn=gathering.in_turn)
+            if header.id.attempt > gathering.id[1]:
+                return None
+        status = gathering.fate(header)
+        if status is None:
+            return None
+        refused = gathering.in_turn and status != _ACCEPTED
+        return Receipt(status, None if refused else gathering.round_id)
+
+    def _check_sequence(self, header: shard_pb2.PushHeader) -> None:
+        if not header.sequence:
+            raise InvalidArgument(
+                f"run {self.name!r} takes contributions in turn: each must have a sequence of at least 1, got 0",
+                run=self.name,
+                field="sequence",
+                expected="at least 1",
+                given=0,
+            )
+
+    def _receipt(self, receipt: Receipt) -> shard_pb2.PushResponse:
+        response = shard_pb2.PushResponse(status=receipt.status, id=receipt.id, step=self.arena.step)
+        if self._gathering is not None:
+            response.in_turn = self._gathering.in_turn
+        return response

@@ -1,0 +1,128 @@
+"""Workers that die, stop and come back: who goes on, when, and what is counted."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import stepd
+from tests.faults.proxy import Way
+from tests.faults.roles import Fleet
+from tests.faults.trainees import Trainee, Trainees, check_order, counted
+from tests.integration.servers import eventually
+
+LEASE_S = 4.0
+# A third of it is on each shard: enough for a stream to be in the middle of.
+ELEMENTS = 400_000
+MIDDLE_BYTES = 300_000
+
+
+def create(client: stepd.Client, name: str, workers: int | None = None) -> stepd.Run:
+    return client.create_run(
+        name,
+        {"w": np.zeros(ELEMENTS, np.float32)},
+        optimizer=stepd.SGD(lr=1.0),
+        sync=stepd.Sync(workers=workers, reduce="sum"),
+    )
+
+
+def without(worker: Trainee, victim: Trainee, since: float) -> list[dict[str, Any]]:
+    """Results of a worker, since a moment, in which another was not counted."""
+    who = counted(worker.steps)
+    return [result for result in worker.steps[1:] if result["at"] > since and victim.rank not in who[result["step"]]]
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+@pytest.mark.timeout(120)
+def test_the_others_go_on_within_the_lease(
+    fleet: Fleet, client: stepd.Client, name: str, tmp_path: Path, how: signal.Signals
+) -> None:
+    """One worker is lost in the middle of a push, another in the middle of a pull; stopped ones come back."""
+    create(client, name)
+    with Trainees(tmp_path, fleet.target, name, lease=LEASE_S, gradient="digit", pause=0.01) as trainees:
+        others = trainees.start(0, 1)
+        victims = trainees.start(2) + trainees.start(3, rejoin=True)
+        trainees.wait(lambda: all(w.steps for w in trainees.workers), "all have begun")
+        struck: dict[int, float] = {}
+        for victim, shard, way in zip(victims, fleet.shards[1:], Way, strict=True):
+
+            def strike(victim: Trainee = victim) -> None:
+                victim.signal(how)
+                struck[victim.rank] = time.monotonic()
+
+            assert shard.proxy is not None
+            shard.proxy.after(MIDDLE_BYTES, way, strike, of=victim.pid)
+        gone = [(worker, victim) for worker in others for victim in victims]
+        trainees.wait(
+            lambda: all(v.rank in struck and without(w, v, struck[v.rank]) for w, v in gone), "the others go on"
+        )
+        for worker, victim in gone:
+            assert without(worker, victim, struck[victim.rank])[0]["at"] - max(struck.values()) < LEASE_S + 1.0
+        if how == signal.SIGSTOP:
+            for victim in victims:
+                victim.signal(signal.SIGCONT)
+            trainees.workers.remove(victims[0])  # it is to fail
+            trainees.wait(lambda: victims[0].ended == 3, "the first is told")
+            (error,) = victims[0].all("error")
+            assert error["reason"] == "NOT_A_MEMBER"
+            assert "rank 2" in error["message"]
+            trainees.wait(
+                lambda: victims[1].all("lost") and victims[1].step > victims[1].all("lost")[0]["step"] + 1,
+                "one is back",
+            )
+            assert len(victims[1].all("joined")) == 2
+            trainees.finish()
+        else:
+            trainees.await_steps(2, of=others)
+        for worker in others:
+            check_order(worker.steps)
+            who = counted(worker.steps)
+            assert all(len(set(ranks)) == len(ranks) and {0, 1} <= set(ranks) for ranks in who.values()), who
+
+
+@pytest.mark.timeout(120)
+def test_a_run_of_exactly_three_waits_or_says_who_is_missing(
+    fleet: Fleet, client: stepd.Client, name: str, tmp_path: Path
+) -> None:
+    run = create(client, name, workers=3)
+    with Trainees(tmp_path, fleet.target, name, lease=LEASE_S, gradient="digit", pause=0.01) as trainees:
+        (hasty,) = trainees.start(0, retry_for=1.0)
+        patient, victim = trainees.start(2, 1, retry_for=60.0)
+        trainees.wait(lambda: all(w.steps for w in trainees.workers), "all have begun")
+        victim.signal(signal.SIGKILL)
+        trainees.workers.remove(hasty)
+        trainees.wait(lambda: hasty.ended == 3, "the hasty one gives up")
+        (error,) = hasty.all("error")
+        assert error["kind"] == "DeadlineExceeded"
+        assert "rank 1" in error["message"]
+        assert "rank 1" in str(run.info().problem)
+        at = patient.step
+        trainees.start(0, 1)
+        trainees.await_steps(3, of=[patient])
+        assert patient.step >= at + 3
+        trainees.finish()
+        check_order(patient.steps)
+        who = counted(patient.steps, 0.0)
+        assert all(ranks == [0, 1, 2] for step, ranks in who.items()), who
+
+
+def test_a_stopped_coordinator_loses_nobody(fleet: Fleet, client: stepd.Client, name: str, tmp_path: Path) -> None:
+    """Its clock has gone on without it, and the workers have renewed all the time."""
+    create(client, name, workers=2)
+    with Trainees(tmp_path, fleet.target, name, lease=3.0, gradient="digit", pause=0.01) as trainees:
+        trainees.start(0, 1)
+        trainees.wait(lambda: all(w.steps for w in trainees.workers), "all have begun")
+        fleet.coordinator.signal(signal.SIGSTOP)
+        stopped = time.monotonic()
+        eventually(lambda: time.monotonic() > stopped + 5.0, "leases and more have passed")
+        fleet.coordinator.signal(signal.SIGCONT)
+        trainees.await_steps(3)
+        trainees.finish()
+        for worker in trainees.workers:
+            check_order(worker.steps)
+            assert all(ranks == [0, 1] for ranks in counted(worker.steps, 0.0).values())
