@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final, TypeAlias
 
 import pytest
@@ -123,33 +124,13 @@ def what_comes_again_is_added_again(patch: pytest.MonkeyPatch) -> None:
 
 
 @mutant("kills")
-def whatever_is_late_counts_as_accepted(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(run, "status_outside", lambda *_: shard_pb2.RECEIPT_STATUS_ACCEPTED)
+def what_an_old_attempt_brought_counts_in_the_new_one(patch: pytest.MonkeyPatch) -> None:
+    take_in = Rounds._take_in
 
+    def take(self: Rounds, event: Any) -> None:
+        take_in(self, replace(event, id=self.id) if event.id.round == self.id.round else event)
 
-@mutant("kills")
-def an_old_attempt_adds_to_the_new_one(patch: pytest.MonkeyPatch) -> None:
-    """It was admitted; what of it comes after the round has started over is added to what there is then."""
-    patch.setattr(Exchange, "_restarted", _send_on)
-    push, admits = ShardRun.push, ShardRun._admits
-
-    async def take(self: ShardRun, header: shard_pb2.PushHeader, chunks: Any) -> Any:
-        if self._gathering is not None and header.id.round == self._gathering.id[0]:
-            header.id.attempt = self._gathering.id[1]
-        return await push(self, header, chunks)
-
-    def admit(self: ShardRun, header: shard_pb2.PushHeader) -> bool:
-        if self._gathering is not None and header.id.round == self._gathering.id[0]:
-            header.id.attempt = self._gathering.id[1]
-        return admits(self, header)
-
-    patch.setattr(ShardRun, "push", take)
-    patch.setattr(ShardRun, "_admits", admit)
-
-
-async def _send_on(self: Exchange, contribution: Any, error: Any) -> None:
-    contribution.attempt = max(contribution.attempt, int(str(error.details.get("attempt", 0))))
-    await asyncio.sleep(0.01)
+    patch.setattr(Rounds, "_take_in", take)
 
 
 @mutant("links")
@@ -247,12 +228,6 @@ def a_shard_that_is_back_is_not_told_what_it_missed(patch: pytest.MonkeyPatch) -
 
 
 # --- Workers ------------------------------------------------------------------------------------------------------
-
-
-@mutant("kills")
-def a_gradient_is_not_sent_again(patch: pytest.MonkeyPatch) -> None:
-    """What is held is not sent for a new attempt between two calls."""
-    patch.setattr(Exchange, "on_round", lambda *_: None)
 
 
 @mutant("kills")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
@@ -108,8 +109,12 @@ class Scenario:
         """Nothing goes wrong, and there is but one shard."""
         return replace(self, faults=(), late=(), shards=1, reader=False)
 
+    def only(self, faults: Iterable[int]) -> Scenario:
+        """With these of its faults."""
+        return replace(self, faults=tuple(self.faults[number] for number in faults))
+
     def describe(self) -> str:
-        faults = "\n".join(f"    {fault}" for fault in self.faults)
+        faults = "\n".join(f"    {number}: {fault}" for number, fault in enumerate(self.faults))
         return "\n".join(f"  {name}: {value}" for name, value in vars(self).items() if name != "faults") + (
             f"\n  faults:\n{faults}" if faults else ""
         )
