@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Final
 
 from stepd import wire
-from stepd.errors import Aborted, FailedPrecondition, Unavailable
+from stepd.errors import Aborted, FailedPrecondition, InvalidArgument, Unavailable
 from stepd.limits import WAIT_S
 from stepd.v1 import round_pb2, shard_control_pb2
 from stepd_server.shard.applying import Step, without_norms
@@ -145,6 +145,9 @@ class ShardRun(Pushing):
             raise restarted(self.name, *gathering.id)
         if gathering is None:
             raise Unavailable(f"run {self.name!r}: nothing is gathered since the shard was started")
+        if draft.outcome != round_pb2.OUTCOME_APPLIED:
+            outcome = round_pb2.Outcome.Name(draft.outcome)
+            raise InvalidArgument(f"run {self.name!r}: norms are found for what is applied, got {outcome}")
         self._check_decision(draft)
         assert gathering.spans is not None
         step = Step(self.arena, gathering.shaping, draft, self._scratch)
