@@ -4,8 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 PROTO_VENV ?= .venv-proto
 BIN := $(VENV)/bin
-# One process for each core, with fleets of its own, and each file as a whole in one of them.
 WORLDS ?= 3000
+# One process for each core, with fleets of its own, and each file as a whole in one of them.
 PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile
 PIP_FLAGS := --quiet --disable-pip-version-check
 

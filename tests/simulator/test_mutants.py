@@ -12,6 +12,8 @@ from tests.simulator.drawing import draw
 from tests.simulator.mutants import MUTANTS
 from tests.simulator.world import history
 
+# By the clock of the machine: it is all computing, and others may want the cores as well.
+pytestmark = pytest.mark.timeout(300)
 # Worlds in which one has to show; half as many do, as things stand.
 WORLDS: Final = 60
 

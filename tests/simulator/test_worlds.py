@@ -18,6 +18,8 @@ from tests.simulator.scenario import Scenario
 from tests.simulator.shrinking import shrunk
 from tests.simulator.world import history
 
+# By the clock of the machine: it is all computing, and others may want the cores as well.
+pytestmark = pytest.mark.timeout(300)
 # Tests that share the worlds, so that processes can share them; no test with too many for its time.
 _TESTS: Final = 20
 _WORLDS_MAX: Final = 50
