@@ -49,6 +49,8 @@ STALENESS_MAX: Final = 1 << 48
 # back; and empty places that a run can name when it waits for workers.
 REPLACED_MAX: Final = 8
 GONE_MAX: Final = 64
+# Workers whose contributions a shard counts that come again; it tells of them with every registration.
+REPEATING_MAX: Final = 256
 # Changes of a run that it remembers to have made: so many by others may come between a change and its repeat.
 CHANGES_MAX: Final = 256
 

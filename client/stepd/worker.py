@@ -98,6 +98,8 @@ class Worker:
     def push(self, grads: Mapping[str, Any], *, weight: float = 1.0) -> Receipt:
         """Send a contribution without waiting for its step. The arrays may be changed afterwards.
 
+        In runs that take contributions in turn (`Async`, `BoundedStaleness`) it waits for its turn.
+
         Args:
             grads: name to gradient; may leave parameters out.
             weight: of this contribution, in runs with reduce="weighted".

@@ -17,7 +17,7 @@ from stepd.v1 import round_pb2, shard_pb2
 from stepd_server.shard.arena import Arena
 from stepd_server.shard.averaging import averaged, check_averages
 from stepd_server.shard.gathering import Gathering, Key, key_of, layout_changed, not_shared, restarted
-from stepd_server.shard.holding import Counted, Holding
+from stepd_server.shard.holding import Counted, Holding, Repeats
 from stepd_server.shard.phases import Phases
 from stepd_server.shard.reading import Reader, cut_into, pending, version_passed
 from stepd_server.shard.signal import Signal
@@ -39,6 +39,7 @@ class Pulling:
         self._gathering: Gathering | None = None
         self._holding = Holding()
         self._counted = Counted()
+        self.repeats = Repeats()
         # The latest decision that has taken effect or is being applied.
         self._decision: round_pb2.Decision | None = None
         self._finishing: asyncio.Task[int] | None = None

@@ -78,6 +78,7 @@ class ShardService(shard_control_pb2_grpc.ShardControlServicer):
                 step=run.arena.step,
                 torn=bool(run.problem),
                 layout_version=run.arena.piece.version,
+                repeated_contributions=run.repeats.to_proto(),
             )
             for run in self._runs.values()
             if run.arena.sealed
