@@ -9,10 +9,11 @@ from functools import partial
 
 import numpy as np
 
-from stepd import wire
+from stepd import encodings, wire
 from stepd.errors import FailedPrecondition, NotFound
 from stepd.limits import BLOCK_ELEMENTS, CHUNK_BYTES, SHARED_BYTES_AT_ONCE, WAIT_S
 from stepd.rules.base import Array
+from stepd.settings import refuse
 from stepd.v1 import round_pb2, shard_pb2
 from stepd_server.shard.arena import Arena
 from stepd_server.shard.averaging import averaged, check_averages
@@ -55,10 +56,7 @@ class Pulling:
 
     async def pull(self, request: shard_pb2.PullRequest) -> AsyncGenerator[bytes, None]:
         """Stream one version of the parameters, or of their averages."""
-        if request.averaged:
-            check_averages(self.arena.piece)
-        if request.shared and (request.averaged or request.state or key_of(request.member) not in self.memories):
-            raise not_shared("it has not asked, or this shard has been started again")
+        self._check_form(request)
         await self._wait(lambda: self._has_version(request), request.round if request.HasField("round") else None)
         # From here to the first yield nothing else runs: the version cannot change before the reader is known.
         reader = Reader(state=request.state, sent_away=request.sent_away)
@@ -95,11 +93,29 @@ class Pulling:
         finally:
             self._leave(reader)
 
+    def _check_form(self, request: shard_pb2.PullRequest) -> None:
+        """Whether what is asked for can be had in the form that is asked for."""
+        if request.averaged:
+            check_averages(self.arena.piece)
+        if request.encoding:
+            thing = f"run {self.name!r}: pull"
+            if encodings.of_parameters(request.encoding) is None:
+                refuse(thing, "encoding", request.encoding, 'absent for "float32"')
+            if request.averaged or request.state or request.shared or self.arena.piece.dtype != np.float32:
+                refuse(thing, "encoding", request.encoding, "absent but for parameters of float32 that are sent")
+        if request.shared and (request.averaged or request.state or key_of(request.member) not in self.memories):
+            raise not_shared("it has not asked, or this shard has been started again")
+
     def _part(self, request: shard_pb2.PullRequest, start: int, stop: int) -> bytes:
         """One message of what is asked for: values, or where they lie."""
         if request.shared:
             chunk = shard_pb2.SharedChunk(offset=start, count=stop - start)
             return shard_pb2.PullResponse(shared=chunk).SerializeToString()
+        if request.encoding:
+            encoding = encodings.of_parameters(request.encoding)
+            assert encoding is not None  # `pull` has looked
+            encoded = encoding.encode(start, self.arena.parameters[start:stop])
+            return shard_pb2.PullResponse(encoded=encoded).SerializeToString()
         content = averaged(self.arena, start, stop) if request.averaged else self.arena.parameters[start:stop]
         return wire.encode_chunk(start, content.nbytes, [content.view(np.uint8).data])
 
