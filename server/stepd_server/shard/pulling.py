@@ -47,7 +47,7 @@ class Pulling:
         # Up to which element parameters have the version that is being applied; None between steps.
         self._applied_to: int | None = None
         self._readers: set[Reader] = set()
-        # By round, encoding and place: messages that one of several readers has had, for others. Gone with the last one.
+        # By round, encoding and place: messages that one of several readers has had. Gone with the last of them.
         self._messages: dict[tuple[int, str, int, int], bytes] = {}
         # A step waits for them: whoever comes now reads what it leaves.
         self._turning = False
