@@ -35,7 +35,6 @@ class Killer:
     Attributes:
         done: what it has done.
         struck: ranks of workers that it has killed.
-        torn: how often a shard left a step half applied, as far as is known.
     """
 
     def __init__(self, fleet: Fleet, trainees: Trainees, seed: int) -> None:
@@ -44,7 +43,6 @@ class Killer:
         self._random = random.Random(seed)
         self.done = [f"seed {seed}"]
         self.struck: set[int] = set()
-        self.torn = 0
 
     @property
     def kills(self) -> int:
@@ -74,14 +72,12 @@ class Killer:
 
     def _strike_as_it_applies(self, victim: Role) -> None:
         """Kill a shard while its arrays change: also in the middle of compiled loops, which have no lines to count."""
-        self.done.append(f"{victim.name}: as it applies")
         journal = Journal(victim, self._trainees.run)
         deadline = time.monotonic() + PATIENCE_S
         while not journal.applies and time.monotonic() < deadline:
             pass
         victim.kill()
-        if journal.applies:
-            self.torn += 1
+        self.done.append(f"{victim.name}: as it applies" + (", half done" if journal.applies else ""))
 
     def strike_worker(self) -> Trainee:
         """Kill a worker and start another in its place, which is given."""
