@@ -11,7 +11,7 @@ import numpy as np
 
 from stepd import encodings, wire
 from stepd.errors import FailedPrecondition, NotFound
-from stepd.limits import BLOCK_ELEMENTS, CHUNK_BYTES, SHARED_BYTES_AT_ONCE, WAIT_S
+from stepd.limits import BLOCK_ELEMENTS, CHUNK_BYTES, MESSAGES_KEPT, SHARED_BYTES_AT_ONCE, WAIT_S
 from stepd.rules.base import Array
 from stepd.settings import refuse
 from stepd.v1 import round_pb2, shard_pb2
@@ -47,6 +47,8 @@ class Pulling:
         # Up to which element parameters have the version that is being applied; None between steps.
         self._applied_to: int | None = None
         self._readers: set[Reader] = set()
+        # By round, encoding and place: messages that one of several readers has had. Gone with the last of them.
+        self._messages: dict[tuple[int, str, int, int], bytes] = {}
         # A step waits for them: whoever comes now reads what it leaves.
         self._turning = False
         # Of members that share theirs: where their contributions lie.
@@ -111,6 +113,18 @@ class Pulling:
         if request.shared:
             chunk = shard_pb2.SharedChunk(offset=start, count=stop - start)
             return shard_pb2.PullResponse(shared=chunk).SerializeToString()
+        # Workers all want the same at about the same time. Few want averages.
+        key = (self._round, request.encoding, start, stop)
+        message = None if request.averaged else self._messages.get(key)
+        if message is None:
+            message = self._encoded(request, start, stop)
+            if len(self._readers) > 1 and not request.averaged:
+                if len(self._messages) == MESSAGES_KEPT:
+                    del self._messages[next(iter(self._messages))]
+                self._messages[key] = message
+        return message
+
+    def _encoded(self, request: shard_pb2.PullRequest, start: int, stop: int) -> bytes:
         if request.encoding:
             encoding = encodings.of_parameters(request.encoding)
             assert encoding is not None  # `pull` has looked
@@ -122,6 +136,7 @@ class Pulling:
     def _leave(self, reader: Reader) -> None:
         self._readers.discard(reader)
         if not self._readers:
+            self._messages.clear()
             self.phases.sent()
         self._changed.notify()
 
