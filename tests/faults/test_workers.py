@@ -38,7 +38,6 @@ def without(worker: Trainee, victim: Trainee, since: float) -> list[dict[str, An
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
-@pytest.mark.timeout(120)
 def test_the_others_go_on_within_the_lease(
     fleet: Fleet, client: stepd.Client, name: str, tmp_path: Path, how: signal.Signals
 ) -> None:
@@ -85,7 +84,6 @@ def test_the_others_go_on_within_the_lease(
             assert all(len(set(ranks)) == len(ranks) and {0, 1} <= set(ranks) for ranks in who.values()), who
 
 
-@pytest.mark.timeout(120)
 def test_a_run_of_exactly_three_waits_or_says_who_is_missing(
     fleet: Fleet, client: stepd.Client, name: str, tmp_path: Path
 ) -> None:
