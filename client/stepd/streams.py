@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
 from typing import Any, Final, Literal
 
@@ -19,6 +19,7 @@ from stepd.buffers import Array, Picture
 from stepd.encodings import Encoding
 from stepd.errors import Aborted, StepdError, Unavailable
 from stepd.limits import SHARED_BYTES_MIN
+from stepd.one_version import Headers, OnHeader, asking_for, ignore, one_version
 from stepd.parameters import ParameterTable
 from stepd.retry import PAUSE_S_MIN, Patience
 from stepd.session import Session, together
@@ -30,8 +31,6 @@ from stepd.v1 import coordinator_pb2, round_pb2, run_pb2, shard_pb2
 
 # Raised at once: the same request cannot succeed any more.
 OVER: Final = frozenset({"ROUND_RESTARTED", "VERSION_PASSED", "LAYOUT_CHANGED"})
-
-OnHeader = Callable[[shard_pb2.PullHeader], None]
 
 
 class RunStreams:
@@ -312,51 +311,18 @@ class RunStreams:
         Gives the headers by shard.
         """
         plain = shard_pb2.PullRequest(run=self.run, member=member, round=after, averaged=averaged)
-        return await self.pull_one_version(plain, picture, regions, _ignore)
+        return await self.pull_one_version(plain, picture, regions, ignore)
 
     async def pull_one_version(
         self, request: shard_pb2.PullRequest, picture: Picture, regions: Sequence[Array], on_header: OnHeader
     ) -> dict[int, shard_pb2.PullHeader]:
-        """What all shards of a picture hold, of one version, while rounds go on.
-
-        The first shard names the version, and keeps it while it is read; the others are asked for that one. So nobody
-        who holds a version waits for a later one.
-        """
+        """What all shards of a picture hold, of one version, while rounds go on."""
         patience = self.session.patience(f"reading one version of run {self.run!r}")
-        first, *others = picture.shards
-        newest: int | None = None
-        for tries in count():
-            patience.begin()
-            wanted = None if tries % 2 == 0 else newest  # one that was named by a shard which had it before the others
-            request.sent_away = tries
-            named: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
-            async def name(step: int | None = wanted, named: asyncio.Future[int] = named) -> shard_pb2.PullHeader:
-                def on_first(header: shard_pb2.PullHeader) -> None:
-                    on_header(header)
-                    if not named.done():
-                        named.set_result(header.step)
+        def pull(shard: int, own: shard_pb2.PullRequest, on_header: OnHeader, *, again: bool) -> Headers:
+            return self.pull(shard, own, picture, regions, on_header, again=again)
 
-                own = _copy(request, step)
-                return await self.pull(first, own, picture, regions, on_first, again=False)
-
-            async def follow(shard: int, named: asyncio.Future[int] = named) -> shard_pb2.PullHeader:
-                own = _copy(request, await asyncio.shield(named))
-                return await self.pull(shard, own, picture, regions, _ignore)
-
-            try:
-                found = await together((name(), *(follow(shard) for shard in others)))
-                steps = {reply.step for reply in found}
-                if len(steps) == 1:
-                    return dict(zip(picture.shards, found, strict=True))
-                # The first was asked anew when its connection broke, and had gone on by then.
-                newest = max(steps)
-            except Aborted as error:
-                if error.reason != "VERSION_PASSED":
-                    raise
-                newest = max(newest or 0, int(str(error.details.get("step", 0))))
-                await asyncio.sleep(min(patience.pause(error), PAUSE_S_MIN))
-        raise AssertionError  # count does not end
+        return await one_version(pull, picture.shards, request, on_header, patience)
 
     async def pull_all(
         self, request: shard_pb2.PullRequest, picture: Picture, regions: Sequence[Array], on_header: OnHeader
@@ -364,9 +330,7 @@ class RunStreams:
         """The same request to all shards of a picture at once."""
 
         def pull(shard: int) -> Any:
-            own = shard_pb2.PullRequest()
-            own.CopyFrom(request)
-            return self.pull(shard, own, picture, regions, on_header)
+            return self.pull(shard, asking_for(request, None), picture, regions, on_header)
 
         return dict(zip(picture.shards, await together(pull(shard) for shard in picture.shards), strict=True))
 
@@ -388,16 +352,3 @@ def _header(raw: Any) -> shard_pb2.PullHeader:
     if not isinstance(message, shard_pb2.PullHeader):
         raise StepdError("a shard's pull did not begin with a header")
     return message
-
-
-def _ignore(_: shard_pb2.PullHeader) -> None:
-    """Headers are looked at when all are there."""
-
-
-def _copy(request: shard_pb2.PullRequest, step: int | None) -> shard_pb2.PullRequest:
-    """The request, for this version if one is given."""
-    own = shard_pb2.PullRequest()
-    own.CopyFrom(request)
-    if step is not None:
-        own.step = step
-    return own
