@@ -93,7 +93,6 @@ def test_the_others_go_on_within_the_lease(
             assert all({0, 1} <= set(ranks) for step, ranks in who.items() if step >= both), who
 
 
-@pytest.mark.timeout(120)
 def test_a_run_of_exactly_three_waits_or_says_who_is_missing(
     fleet: Fleet, client: stepd.Client, name: str, tmp_path: Path
 ) -> None:
