@@ -140,7 +140,7 @@ class Worker:
                 grad_norm=decision.grad_norm,
                 clip_scale=decision.clip_scale,
                 skipped=decision.outcome != round_pb2.OUTCOME_APPLIED,
-                receipt=contribution.receipt(decision, self._membership.member),
+                receipt=contribution.receipt(decision),
             )
 
     def accumulate(self, grads: Mapping[str, Any]) -> None:
@@ -285,8 +285,13 @@ async def join(spec: RunSpec, streams: RunStreams, request: coordinator_pb2.Join
     sharing = Sharing(streams.session, spec.name, answer.member)
     streams = streams.sharing_with(sharing)
     exchange = Exchange(streams, answer.run.round, answer.run.step)
-    lease = request.lease.seconds + request.lease.nanos * 1e-9
-    exchange.membership = Membership(streams.session, spec.name, answer.member, lease, exchange.on_round)
+
+    def on_rejoined(before: round_pb2.Member, now: coordinator_pb2.JoinRunResponse) -> None:
+        streams.learn(now.run.spec, now.layout)
+        sharing.rename(now.member)
+        exchange.on_rejoined(before, now.member, now.run)
+
+    exchange.membership = Membership(streams.session, request, answer.member, exchange.on_round, on_rejoined)
     try:
         await sharing.begin(streams.plan)
     except BaseException:

@@ -229,7 +229,6 @@ class _Loop:
         self._host = host
         self._world = host.world
         self._exchange = worker._exchange
-        self._member = worker._membership.member
         self._reading: Reading = worker._reading
         self._streams = streams
 
@@ -291,19 +290,20 @@ class _Loop:
     async def _step(self) -> None:
         contribution = self._contribution()
         settled = await self._through(lambda wanted: self._exchange.step(contribution, wanted.picture, wanted.regions))
-        receipt = contribution.receipt(settled.decision, self._member)
-        self._answer(receipt, decided=settled.decision.id.round == contribution.round)
+        receipt = contribution.receipt(settled.decision)
+        self._answer(contribution, receipt, decided=settled.decision.id.round == contribution.round)
         self._world.note("steps", self._host.name, self._streams.step, receipt)
 
     async def _push_only(self) -> None:
-        receipt = await self._exchange.push(self._contribution())
-        self._answer(receipt, decided=False)
+        contribution = self._contribution()
+        receipt = await self._exchange.push(contribution)
+        self._answer(contribution, receipt, decided=False)
         self._world.note("pushes", self._host.name, receipt)
 
     async def _push(self) -> None:
         await self._push_only()
         await self._pull()
 
-    def _answer(self, receipt: Receipt, *, decided: bool) -> None:
-        member = (self._member.worker, self._member.incarnation)
+    def _answer(self, contribution: Contribution, receipt: Receipt, *, decided: bool) -> None:
+        member = (contribution.sender.worker, contribution.sender.incarnation)
         self._world.answers.append(Answer(member, receipt.round, receipt.status, decided))
