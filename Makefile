@@ -4,12 +4,13 @@ PYTHON ?= python3
 VENV ?= .venv
 PROTO_VENV ?= .venv-proto
 BIN := $(VENV)/bin
+WORLDS ?= 3000
 # One process for each core, with fleets of its own, and each file as a whole in one of them.
 PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile
 PIP_FLAGS := --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check lint format types proto proto-check bench bench-rules clean
+.PHONY: help setup demo test test-slow worlds check lint format types proto proto-check bench bench-encodings bench-rules clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +25,9 @@ test: setup ## run all tests (some of them: make test ARGS=tests/unit)
 
 test-slow: setup ## run the tests that take many minutes: hundreds of kills
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+worlds: setup ## live through thousands of simulated worlds (make worlds WORLDS=10000)
+	$(BIN)/python -m pytest tests/simulator/test_worlds.py $(PARALLEL) --dist load --worlds $(WORLDS) $(ARGS)
 
 check: lint types proto-check test ## everything that CI runs
 
@@ -47,6 +51,9 @@ proto-check: $(PROTO_VENV)/.installed ## fail if client/stepd/v1 is not what pro
 
 bench: $(VENV)/.runtime ## time a step beside bare gRPC and a plain server
 	$(BIN)/python bench/step.py $(ARGS)
+
+bench-encodings: $(VENV)/.runtime ## time a step with each encoding
+	$(BIN)/python -m bench.encodings $(ARGS)
 
 bench-rules: $(VENV)/.runtime ## time every rule, beside torch if it is installed
 	$(BIN)/python bench/rules.py $(ARGS)

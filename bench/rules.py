@@ -151,8 +151,7 @@ class Shard:
 
     def block(self, start: int) -> Block:
         end = min(start + self.span, self.size)
-        g = SHAPING.apply(self.accumulator[start:end], 0, self.scratch[0, : end - start])
-        np.multiply(g, 1.0, out=g)
+        g = SHAPING.gradient(self.accumulator[start:end], 0, 1.0, self.scratch[0, : end - start])
         scratch = tuple(self.scratch[1:, : end - start])
         if self.rule.reach is Reach.WHOLE:
             return Block(self.p, g, tuple(self.buffers), scratch, self.shape)

@@ -1,10 +1,10 @@
-"""A server that may be under order to die by SIGKILL at the n-th line that it executes of certain files.
+"""A server that may be under order to die by SIGKILL at the n-th line that it executes of certain functions.
 
     FAULTS_ORDER=FILE python -P doomed.py shard ...
 
-The file, if it is there when the process starts, holds a pattern of paths and a number. It is removed by whoever dies
-of it, so that the next process lives. Nothing of the servers is changed for it: lines are counted by the
-interpreter's own tracing.
+The file, if it is there when the process starts or gets SIGUSR1, holds a number and a pattern, which is looked for in
+`path:function`. It is removed by whoever dies of it, so that the next process lives. Nothing of the servers is changed
+for it: lines are counted by the interpreter's own tracing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 import signal
 import sys
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 from stepd_server.cli import main
@@ -23,10 +23,10 @@ from stepd_server.cli import main
 def obey(path: Path) -> None:
     """Count lines if there is an order."""
     try:
-        pattern, number = path.read_text().split()
+        number, _, pattern = path.read_text().partition(" ")
     except FileNotFoundError:
         return
-    files, left, known = re.compile(pattern), int(number), dict[str, bool]()
+    wanted, left, known = re.compile(pattern), int(number), dict[CodeType, bool]()
 
     def count(frame: FrameType, event: str, _: Any) -> Any:
         nonlocal left
@@ -39,16 +39,18 @@ def obey(path: Path) -> None:
         return count
 
     def enter(frame: FrameType, event: str, _: Any) -> Any:
-        name = frame.f_code.co_filename
-        wanted = known.get(name)
-        if wanted is None:
-            wanted = known[name] = files.search(name) is not None
-        # What runs when a file is imported is not what it does.
-        return count if wanted and frame.f_code.co_name != "<module>" else None
+        code = frame.f_code
+        if code not in known:
+            # What runs when a file is imported is not what it does.
+            named = f"{code.co_filename}:{code.co_qualname}"
+            known[code] = code.co_name != "<module>" and wanted.search(named) is not None
+        return count if known[code] else None
 
     sys.settrace(enter)
 
 
 if __name__ == "__main__":
-    obey(Path(os.environ["FAULTS_ORDER"]))
+    order = Path(os.environ["FAULTS_ORDER"])
+    signal.signal(signal.SIGUSR1, lambda *_: obey(order))
+    obey(order)
     sys.exit(main())

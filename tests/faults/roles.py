@@ -97,12 +97,20 @@ class Role:
             self._wanted = True
             self._changed.notify_all()
 
-    def doom(self, files: str, lines: int) -> None:
-        """Start it anew, to die by itself at so many lines of files whose path matches."""
-        self._order.with_suffix(".new").write_text(f"{files} {lines}")
+    def doom(self, functions: str, lines: int) -> None:
+        """Order it to die by itself at so many lines of functions whose `path:name` matches.
+
+        If it does not run, it may die of it while it starts.
+        """
+        self._order.with_suffix(".new").write_text(f"{lines} {functions}")
         self._order.with_suffix(".done").unlink(missing_ok=True)
         self._order.with_suffix(".new").rename(self._order)
-        self.kill()
+        self.signal(signal.SIGUSR1)
+
+    @property
+    def doomed(self) -> bool:
+        """Whether an order to die has yet to be carried out."""
+        return self._order.exists()
 
     @property
     def died_at(self) -> str | None:

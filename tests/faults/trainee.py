@@ -30,15 +30,15 @@ def digest(params: dict[str, np.ndarray]) -> str:
     return whole.hexdigest()
 
 
-def gradient(kind: str, rank: int, step: int, params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A pure function of what the worker knows.
+def gradient(kind: str, rank: int, params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A pure function of rank and parameters: who takes a dead worker's place sends what it would have sent.
 
-    "noise" depends on the parameters, so that one wrong read shows in all that follows. "digit" is 16**rank in all
-    places: in a sum of them, each digit in base 16 says how often a worker was counted.
+    "noise" depends on every bit of the parameters, so that one wrong read shows in all that follows. "digit" is
+    16**rank in all places: in a sum of them, each digit in base 16 says how often a worker was counted.
     """
     if kind == "digit":
         return {name: np.full(array.shape, -(16.0**rank), array.dtype) for name, array in params.items()}
-    rng = np.random.default_rng((rank, step))
+    rng = np.random.default_rng((rank, int(digest(params), 16)))
     return {
         name: 0.5 * (array - np.float32(rank)) + rng.standard_normal(array.shape, np.float32)
         for name, array in params.items()
@@ -52,7 +52,7 @@ def train(config: dict[str, Any], run: stepd.Run, start: int) -> None:
         params, step = worker.pull(), start
         say("pulled", digest=digest(params), first=float(next(iter(params.values())).flat[0]))
         while not (until.exists() and step >= int(until.read_text())):
-            grads = gradient(config.get("gradient", "noise"), worker.rank, step, params)
+            grads = gradient(config.get("gradient", "noise"), worker.rank, params)
             result = worker.step(grads)
             params, step = result.params, result.step
             say(

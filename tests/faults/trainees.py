@@ -26,11 +26,13 @@ class Trainee:
     """One worker process.
 
     Attributes:
+        config: what it was started with.
         events: what it has told, in order.
         ended: its exit code; None while it runs.
     """
 
     def __init__(self, changed: threading.Condition, config: dict[str, Any]) -> None:
+        self.config = config
         self.rank: int = config["rank"]
         self.events: list[Event] = []
         self.ended: int | None = None
@@ -111,6 +113,11 @@ class Trainees:
     def start(self, *ranks: int, **config: Any) -> list[Trainee]:
         new = [Trainee(self._changed, {**self._config, **config, "rank": rank}) for rank in ranks]
         self.workers += new
+        return new
+
+    def replace(self, worker: Trainee) -> Trainee:
+        """Start another for one that is dead."""
+        self.workers[self.workers.index(worker)] = new = Trainee(self._changed, worker.config)
         return new
 
     def wait(self, holds: Callable[[], object], what: str, within_s: float = PATIENCE_S) -> None:

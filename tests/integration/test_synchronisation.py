@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import stepd
+from stepd.info import CONTRIBUTIONS
 from tests.integration.training import at_once
 
 Connect = Callable[..., stepd.Client]
@@ -73,6 +74,7 @@ def test_a_quorum_goes_on_without_the_slow_who_is_told_and_goes_on(client: stepd
         assert value(old) == 0
         result = c.step(grads(1000))
         assert result.receipt.status == "late"
+        assert run.info().workers[2].contributions == {**dict.fromkeys(CONTRIBUTIONS, 0), "late": 2}
         # It has the newest parameters and takes part again.
         assert (result.step, value(result.params)) == (2, -3)
         results = at_once(lambda rank: (a, b, c)[rank].step(grads(2)), 3)
@@ -184,6 +186,8 @@ def test_a_stale_contribution_changes_nothing_and_its_worker_goes_on(client: ste
         result = b.step(grads(1000))  # it has not pulled since
         assert result.receipt.status == "stale"
         assert (result.step, value(result.params)) == (3, -3)
+        counts = run.info().workers[1].contributions
+        assert (counts["accepted"], counts["stale"]) == (1, 1)
         assert b.step(grads(1)).receipt.status == "accepted"
         a.accumulate(grads(1))  # of this version, whatever is pulled before the step
         b.step(grads(1))
@@ -239,8 +243,10 @@ def test_the_place_of_the_slowest_that_died_is_waited_for(client: stepd.Client, 
         a.step(grads(1))
         a.step(grads(1))
         thread, results = later(lambda: a.step(grads(1)))
+        soon(lambda: [w.rank for w in run.info().workers if w.awaited is not None] == [1])
         b._membership.abandon()
         soon(lambda: run.info().status == "waiting")
+        assert [place.rank for place in run.info().missing] == [1]
         assert results == []
         with run.join(1) as c:
             thread.join(10)

@@ -20,7 +20,7 @@ import torch
 
 from tests.reference import papers
 from tests.reference.cases import STEPS, Arrays, Case, gradient, initial
-from tests.reference.rule_cases import OTHER_CASES, OTHER_STORED
+from tests.reference.rule_cases import OTHER_CASES, OTHER_STORED, SPANNING_CASES
 from tests.reference.torch_numbers import clip, flat, make_scheduler, save
 
 jax.config.update("jax_enable_x64", True)
@@ -29,7 +29,8 @@ jax.config.update("jax_enable_x64", True)
 def main() -> None:
     torch.set_num_threads(1)
     stored: dict[str, np.ndarray] = {}
-    for case in OTHER_CASES.values():
+    spanning = [case for case in SPANNING_CASES.values() if case.stored == OTHER_STORED]
+    for case in [*OTHER_CASES.values(), *spanning]:
         final, average, rates, norms = papers.train(case)
         stored[f"{case.name}/final"] = flat(case, final)
         stored[f"{case.name}/lr"] = rates

@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .cases import SMALL, STEPS, TOLERANCE, Case
+from .cases import SMALL, STEPS, TABLE, TOLERANCE, Case, rules_of_torch
 
 TORCH_STORED = Path(__file__).with_name("torch_rules_2_13.npz")
 OTHER_STORED = Path(__file__).with_name("other_rules.npz")
@@ -123,3 +123,26 @@ def _cases(rules: Rules, stored: Path, gaps: tuple[str, ...] = ()) -> dict[str, 
 # With gaps: those that keep numbers of their own for every parameter, or an average that begins later.
 TORCH_CASES = _cases(TORCH_RULES, TORCH_STORED, gaps=("nadam", "asgd-average", "rprop"))
 OTHER_CASES = _cases(OTHER_RULES, OTHER_STORED)
+
+
+# One of each rule, with all buffers that it may have. Not here: Muon and Adafactor, which see every tensor whole.
+_SPANNING = (
+    *("sgd-decay", "adam-amsgrad", "adamw-amsgrad", "adamax-decay", "nadam-decay", "radam-decay", "rmsprop-both"),
+    *("adagrad-decay", "adadelta-decay", "asgd-average", "rprop-options", "lion-decay", "yogi-decay", "lars-paper"),
+    *("lamb-decay", "schedule-free-sgd-warmup", "schedule-free-adamw-warmup"),
+)
+
+
+def _spanning() -> dict[str, Case]:
+    stored = dict.fromkeys((*rules_of_torch(), *TORCH_RULES), TORCH_STORED) | dict.fromkeys(OTHER_RULES, OTHER_STORED)
+    rules = rules_of_torch() | TORCH_RULES | OTHER_RULES
+    cases = []
+    for dtype in TOLERANCE:
+        for name in _SPANNING:
+            rule, options = rules[name]
+            own: dict[str, Any] = {"shapes": _shapes(rule) | TABLE, "stride": 2003, "stored": stored[name]}
+            cases.append(Case(f"{name}-spanning-{dtype}", dtype, rule, options, clip={"max_norm": 50.0}, **own))
+    return {case.name: case for case in cases}
+
+
+SPANNING_CASES = _spanning()

@@ -1,7 +1,7 @@
 """Cases of an optimizer's state: what torch 2.13 keeps after BEFORE steps, and where it gets in AFTER further ones.
 
-Every rule of torch that works element by element, in both dtypes. Parameters have different counts of updates (`gaps`
-of cases.py), and one has a gradient only in the second half.
+Every rule of torch, in both dtypes; Muon without its cast to bfloat16. Parameters have different counts of updates
+(`gaps` of cases.py), and one has a gradient only in the second half.
 
     saved = stored_state("adamw-float32")
     saved.state_dict               # as torch saved it, with arrays for tensors
@@ -22,13 +22,13 @@ from .rule_cases import TORCH_CASES
 
 STATE_STORED = Path(__file__).with_name("torch_states_2_13.npz")
 BEFORE = AFTER = 20
-LATE = "scale"
+# The one that is late, of scalars or of matrices.
+LATE = ("scale", "row")
 
-_WHOLE_TENSORS = ("Adafactor", "Muon")
 STATE_CASES = {
     name: replace(case, gaps=True, stored=STATE_STORED)
     for name, case in (CASES | TORCH_CASES).items()
-    if not (case.schedule or case.clip or case.groups or case.rule in _WHOLE_TENSORS)
+    if not (case.schedule or case.clip or case.groups)
 }
 
 
@@ -42,9 +42,7 @@ class Saved(NamedTuple):
 
 def state_gradient(case: Case, step: int, params: Arrays) -> Arrays:
     grads = gradient(case, step, params)
-    if step < BEFORE:
-        del grads[LATE]
-    return grads
+    return {name: grad for name, grad in grads.items() if step >= BEFORE or name not in LATE}
 
 
 def pack(case: Case, saved: Saved) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ import torch
 
 from tests.reference.cases import Arrays, Case, initial
 from tests.reference.state_cases import AFTER, BEFORE, STATE_CASES, STATE_STORED, Saved, pack, state_gradient
+from tests.reference.torch_muon import uncast_muon
 
 
 class Training:
@@ -26,7 +27,8 @@ class Training:
             grads = state_gradient(self.case, step, self.values())
             for name, param in self.params.items():
                 param.grad = torch.from_numpy(grads[name]) if name in grads else None
-            self.optimizer.step()
+            with uncast_muon():
+                self.optimizer.step()
         return self.values()
 
     def values(self) -> Arrays:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.simulator.network import Channel, Network, Server
 
 # Messages of one stream on their way, before its sender waits: flow control.
-WINDOW: Final = 2
+WINDOW: Final = 1
 # Seconds between two messages of a stream: timers of the same time have no order.
 _APART: Final = 1e-7
 # What arrives belongs to nobody until it has arrived: also when its sender is dead by then.
@@ -109,7 +109,10 @@ _END: Final = object()
 class Call:
     """A call under way, on both sides."""
 
-    def __init__(self, channel: Channel, path: str, timeout: float | None) -> None:
+    def __init__(self, channel: Channel, path: str, timeout: float | None, *, twin: Call | None = None) -> None:
+        """Args:
+        twin: the call whose requests these are, once more.
+        """
         network = channel.network
         self.path = path
         self.channel = channel
@@ -121,7 +124,7 @@ class Call:
         # The dead send nothing.
         self.requests.broken = channel.process.dead
         self.status: Status | None = None
-        # What a caller has written to a stream.
+        # What the caller has sent.
         self.sent: list[bytes] = []
         self._ended: asyncio.Future[None] = network.loop.create_future()
         self._handler: asyncio.Task[Any] | None = None
@@ -129,8 +132,13 @@ class Call:
         if timeout is not None:
             late = Status(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
             self._timer = network.loop.call_later(timeout, self._give_up, late, context=_NOBODY)
-        self.requests.then(self._open)
-        network.register(self)
+        if twin is None:
+            self.requests.then(self._open)
+            network.register(self)
+        else:
+            self.requests.broken = False
+            # Nobody reads the answers, and nobody is held back by that.
+            self.answers.broken = self.answers.closed = True
 
     # --- The server's side ----------------------------------------------------------------------------------------
 
@@ -234,6 +242,14 @@ class Call:
             self.network.loop.call_later(self.network.until_noticed(), self.drop_handler, context=_NOBODY)
         at = self.network.arrival(self.channel.host, self.channel.process.name)
         self.network.loop.call_at(at, self.end, Status(_UNAVAILABLE, "the connection was lost"), context=_NOBODY)
+
+    def again(self, seconds: float) -> None:
+        """Let what was sent arrive once more, as from a caller that is gone when it has been answered."""
+        copy = Call(self.channel, self.path, None, twin=self)
+        for raw in self.sent:
+            copy.requests.hand_over(raw)
+        copy.requests.hand_over(_END)
+        self.network.loop.call_later(seconds, copy._open, context=_NOBODY)
 
     def orphan(self) -> None:
         """The caller has died."""

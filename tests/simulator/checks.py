@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from stepd.specs import run_from_proto
-from stepd_server.coordinator.vocabulary import Outcome
-from tests.simulator.model import Contradiction, Contributions, Key, Model
+from stepd_server.coordinator.store import RunRecord
+from stepd_server.coordinator.vocabulary import Decision, Outcome
+from tests.simulator.calls import Call
+from tests.simulator.changes import added_masters
+from tests.simulator.model import Model
+from tests.simulator.readers import Read
 from tests.simulator.scenario import Scenario
+from tests.simulator.sent import Contradiction, Contributions, Key, States
 from tests.simulator.world import World, history
 
 
@@ -14,20 +21,52 @@ def problems_of(world: World) -> list[str]:
     if world.problems or world.lost:
         return [*world.problems, *([f"the run is lost: {world.lost}"] if world.lost else [])]
     try:
-        contributions = Contributions(world.layout)
-        for call in world.pushes:
-            contributions.add(int(call.channel.host.removeprefix("shard-")), call.sent)
-        model = Model(run_from_proto(world.spec), world.masters)
-        for decision in world.decisions:
-            model.apply(decision, contributions)
+        contributions = _contributions(world)
+        model = _replay(world, contributions)
     except Contradiction as error:
         return [str(error)]
     return [
         *_count(world, contributions),
         *_answers(world),
-        *_reads(world, model),
+        *_kept(world),
+        *_reads(world.reads, model.versions, "version"),
+        *_reads(world.averaged, model.averages, "average"),
         *_undisturbed(world),
     ]
+
+
+def _contributions(world: World) -> Contributions:
+    layouts = [record.prepared.layout for record in world.course.records if isinstance(record, RunRecord)]
+    contributions = Contributions(layouts)
+    for call in world.pushes:
+        contributions.add(_shard(call), call.sent)
+    return contributions
+
+
+def _shard(call: Call) -> int:
+    return int(call.channel.host.removeprefix("shard-"))
+
+
+def _replay(world: World, contributions: Contributions) -> Model:
+    """What was recorded, in its order."""
+    states = States()
+    for call in world.stagings:
+        states.add(_shard(call), call.sent)
+    model, layout, state_id = Model(run_from_proto(world.spec), world.masters), 0, ""
+    for record in world.course.records:
+        if isinstance(record, Decision):
+            model.apply(record, contributions)
+            continue
+        spec, prepared = run_from_proto(record.prepared.spec), record.prepared
+        if prepared.layout.version != layout:
+            model.extend(spec, added_masters().values())
+            layout = prepared.layout.version
+        elif record.state_id != state_id:
+            model.load(spec, states.kept(record.state_id, prepared.layout, spec))
+            state_id = record.state_id
+        else:
+            model.change(spec)
+    return model
 
 
 def _count(world: World, contributions: Contributions) -> list[str]:
@@ -36,7 +75,7 @@ def _count(world: World, contributions: Contributions) -> list[str]:
         return []  # there, two may well be the same; the result says whether one was counted twice
     seen: dict[bytes, Key] = {}
     problems = []
-    for decision in world.decisions:
+    for decision in world.course.decisions:
         for member in decision.members if decision.outcome is Outcome.APPLIED else ():
             key = (member.worker, member.incarnation, *decision.id)
             before = seen.setdefault(contributions.bytes_of(key), key)
@@ -47,7 +86,7 @@ def _count(world: World, contributions: Contributions) -> list[str]:
 
 def _answers(world: World) -> list[str]:
     """What workers were told of their contributions is what was decided."""
-    by_round = {decision.id.round: decision for decision in world.decisions}
+    by_round = {decision.id.round: decision for decision in world.course.decisions}
     problems = []
     for answer in world.answers:
         decision = by_round.get(answer.round)
@@ -63,14 +102,39 @@ def _answers(world: World) -> list[str]:
     return problems
 
 
-def _reads(world: World, model: Model) -> list[str]:
+def _kept(world: World) -> list[str]:
+    """Who was told that its contribution is whole on every shard, and stayed, has it in the step."""
+    decisions = {decision.id.round: decision for decision in world.course.decisions}
+    stayed: dict[tuple[str, int], int] = {}
+    for decision in decisions.values():
+        for member in decision.members:
+            stayed[member.worker, member.incarnation] = decision.id.round
+    problems = []
+    for answer in world.answers:
+        if answer.status != "accepted" or stayed.get(answer.member, -1) <= answer.round:
+            continue
+        decided = decisions[answer.round]
+        known = {(member.worker, member.incarnation) for member in (*decided.members, *decided.quarantined)}
+        if answer.member not in known:
+            problems.append(f"{answer}, its worker stayed, and it was not counted: {decided}")
+    return problems
+
+
+def _reads(reads: list[Read], versions: list[dict[str, bytes]], what: str) -> list[str]:
     """Whatever was read is one version of all parameters, the one it was said to be."""
     problems = []
-    for read in world.reads:
-        if read.step >= len(model.versions) or read.params != model.versions[read.step]:
-            fits = [step for step, version in enumerate(model.versions) if version == read.params]
-            problems.append(f"{read.who} read what was said to be step {read.step} and is {fits or 'no version'}")
+    for read in reads:
+        if read.step >= len(versions) or not _is_of(read, versions[read.step]):
+            fits = [step for step, version in enumerate(versions) if _is_of(read, version)]
+            problems.append(f"{read.who} read what was said to be {what} {read.step} and is {fits or 'none'}")
     return problems
+
+
+def _is_of(read: Read, version: Mapping[str, bytes]) -> bool:
+    """A group may have been added after it was read."""
+    return all(version.get(name) == held for name, held in read.params.items()) and (
+        len(version) - len(read.params) in (0, len(added_masters()))
+    )
 
 
 def _undisturbed(world: World) -> list[str]:

@@ -143,3 +143,8 @@ class ShardHost(Host):
         """Of the run, if it holds it."""
         run = self.service._runs.get(RUN) if self.service else None
         return run.arena if run else None
+
+    @property
+    def runs(self) -> list[Path]:
+        """Folders of runs."""
+        return list((self.folder / self.name / "runs").iterdir())

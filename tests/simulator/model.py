@@ -8,132 +8,65 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
-from stepd import wire
 from stepd.definitions import RunSpec
-from stepd.layout import flat_starts, slices_of
 from stepd.policies import Clip
 from stepd.rules import Block, Moment
-from stepd.v1 import run_pb2, shard_pb2
+from stepd_server.coordinator import decision as decisions
 from stepd_server.coordinator.policy import policy_of
 from stepd_server.coordinator.vocabulary import Decision, Outcome
+from tests.simulator.sent import Contradiction, Contributions, Kept
 
 Array = np.ndarray[Any, Any]
-
-# What a worker has sent: (name, incarnation, round, attempt).
-Key = tuple[str, int, int, int]
-
-
-@dataclass
-class Sent:
-    """One contribution as it went out, put together again from its streams.
-
-    Attributes:
-        flat: by shard, its values in the shard's flat space.
-        there: by shard, which of them have been sent.
-        ranges: by shard, which were to be sent.
-    """
-
-    weight: float
-    flat: dict[int, Array]
-    there: dict[int, Array]
-    ranges: dict[int, tuple[tuple[int, int], ...]]
-
-
-class Contradiction(Exception):
-    """Something that must not be; says what."""
-
-
-class Contributions:
-    """All contributions of a history, by what they were named."""
-
-    def __init__(self, layout: run_pb2.Layout) -> None:
-        self._slices = [slices_of(shard) for shard in layout.shards]
-        self._starts = [flat_starts(slices) for slices in self._slices]
-        self._sent: dict[Key, Sent] = {}
-
-    def add(self, shard: int, messages: Iterable[bytes]) -> None:
-        """One stream to one shard, as far as it was sent."""
-        header: Any = None
-        sent = Sent(1.0, {}, {}, {})
-        for raw in messages:
-            message = wire.decode_push(raw)
-            if isinstance(message, shard_pb2.PushHeader):
-                header = message
-                sent = self._begin(shard, header)
-            else:
-                self._put(sent, shard, message, header)
-
-    def _begin(self, shard: int, header: shard_pb2.PushHeader) -> Sent:
-        key = (header.member.worker, header.member.incarnation, header.id.round, header.id.attempt)
-        sent = self._sent.setdefault(key, Sent(header.weight, {}, {}, {}))
-        ranges = tuple((r.start, r.start + r.count) for r in header.ranges)
-        size = self._starts[shard][-1]
-        if shard not in sent.flat:
-            sent.flat[shard] = np.zeros(size, np.float32)
-            sent.there[shard] = np.zeros(size, np.bool_)
-            sent.ranges[shard] = ranges
-        if sent.ranges[shard] != ranges or sent.weight != header.weight:
-            raise Contradiction(f"{key} was sent with other ranges or another weight")
-        return sent
-
-    def _put(self, sent: Sent, shard: int, chunk: wire.Chunk, header: shard_pb2.PushHeader) -> None:
-        data = np.frombuffer(chunk.data, np.float32)
-        places = np.concatenate([np.arange(a, b) for a, b in sent.ranges[shard]])[chunk.offset :][: data.size]
-        flat, there = sent.flat[shard], sent.there[shard]
-        again = there[places]
-        if not np.array_equal(flat[places][again].view(np.int32), data[again].view(np.int32)):
-            raise Contradiction(f"{header.member.worker} sent other bytes under the name {header.id}")
-        flat[places] = data
-        there[places] = True
-
-    def tensors(self, key: Key) -> tuple[dict[int, Array], float]:
-        """By parameter, flat: what the contribution of that name held; and its weight."""
-        sent = self._sent.get(key)
-        if sent is None or len(sent.flat) < len(self._slices):
-            raise Contradiction(f"{key} was counted and never sent to all shards")
-        sizes: dict[int, int] = {}
-        for slices in self._slices:
-            for piece in slices:
-                sizes[piece.parameter] = sizes.get(piece.parameter, 0) + piece.count
-        found: dict[int, Array] = {}
-        for shard, slices in enumerate(self._slices):
-            for piece, start in zip(slices, self._starts[shard], strict=False):
-                if not any(a <= start and start + piece.count <= b for a, b in sent.ranges[shard]):
-                    continue
-                if not sent.there[shard][start : start + piece.count].all():
-                    raise Contradiction(f"{key} was counted and not wholly sent")
-                tensor = found.setdefault(piece.parameter, np.zeros(sizes[piece.parameter], np.float32))
-                tensor[piece.start : piece.start + piece.count] = sent.flat[shard][start : start + piece.count]
-        return found, sent.weight
-
-    def bytes_of(self, key: Key) -> bytes:
-        """What tells contributions apart."""
-        tensors, _ = self.tensors(key)
-        return b"".join(id_.to_bytes(4, "little") + tensor.tobytes() for id_, tensor in sorted(tensors.items()))
 
 
 class Model:
     """The run as it must be.
 
     Attributes:
-        versions: by step, each parameter's bytes.
+        versions: by step, each parameter's bytes; also of those that a group has brought there.
+        averages: the same of the averages.
     """
 
     def __init__(self, spec: RunSpec, masters: Iterable[Array]) -> None:
-        self._spec = spec
-        self._tensors = [_Tensor(spec, id_, master) for id_, master in enumerate(masters)]
-        self.versions: list[Mapping[str, bytes]] = [self._version()]
+        self.spec = spec
+        self._before = spec
+        self._tensors: list[_Tensor] = []
+        self._averaged = 0
+        self.versions: list[dict[str, bytes]] = []
+        self.averages: list[dict[str, bytes]] = []
+        self.extend(spec, masters)
 
-    def _version(self) -> dict[str, bytes]:
-        return {
-            parameter.name: tensor.p.tobytes()
-            for parameter, tensor in zip(self._spec.parameters, self._tensors, strict=True)
-        }
+    def _note_version(self) -> None:
+        self.versions.append({tensor.name: tensor.p.tobytes() for tensor in self._tensors})
+        self.averages.append(
+            {tensor.name: (tensor.average if self._averaged else tensor.p).tobytes() for tensor in self._tensors}
+        )
+
+    # --- What the owner changes -----------------------------------------------------------------------------------
+
+    def change(self, spec: RunSpec) -> None:
+        """Rates and limits, from the next decision on."""
+        self._before, self.spec = self.spec, spec
+
+    def extend(self, spec: RunSpec, masters: Iterable[Array]) -> None:
+        """Further parameters, which are there from the present version on."""
+        self.change(spec)
+        first = len(self._tensors)
+        self._tensors += [_Tensor(spec, first + i, master) for i, master in enumerate(masters)]
+        del self.versions[-1:], self.averages[-1:]
+        self._note_version()
+
+    def load(self, spec: RunSpec, state: Mapping[int, Kept]) -> None:
+        """A state of the optimizer in place of the one there is."""
+        self.change(spec)
+        for id_, kept in state.items():
+            self._tensors[id_].take(kept, spec)
+
+    # --- Steps ----------------------------------------------------------------------------------------------------
 
     def apply(self, decision: Decision, contributions: Contributions) -> None:
         """One decided round."""
@@ -143,7 +76,7 @@ class Model:
             contributions.tensors((member.worker, member.incarnation, *decision.id))
             for member in sorted(decision.members, key=lambda member: member.rank)
         ]
-        reduce = policy_of(self._spec.sync).reduce
+        reduce = policy_of(self.spec.sync).reduce
         divisor = {"mean": float(len(held)), "sum": 1.0, "weighted": math.fsum(w for _, w in held)}
         total: dict[int, Array] = {}
         for tensors, weight in held:
@@ -152,27 +85,45 @@ class Model:
                 total[id_] = total[id_] + part if id_ in total else part.copy()
         norms = {one.parameter: (one.first, one.second) for one in decision.norms}
         self._check_norm(decision, total, divisor[reduce])
+        self._check_rates(decision)
         for id_, tensor in total.items():
-            group = self._spec.parameters[id_].group
+            group = self.spec.parameters[id_].group
             rates = decision.groups[group]
-            shaped = self._shaped(tensor, divisor[reduce])
-            gradient = shaped * np.float32(1.0) if shaped is tensor else shaped
-            np.multiply(gradient, rates.clip_scale * decision.clip_scale, out=gradient)
+            gradient = self._gradient(tensor, divisor[reduce], rates.clip_scale * decision.clip_scale)
             self._tensors[id_].update(gradient, rates.lr, norms.get(id_, (math.nan, math.nan)))
-        self.versions.append(self._version())
+        self._average(decision.step)
+        self._note_version()
 
-    def _shaped(self, total: Array, divisor: float) -> Array:
-        if divisor != 1.0:
-            total = total * (1.0 / divisor)
-        clip = Clip.of(self._spec.clip) if self._spec.clip else None
-        if clip and clip.value:
-            total = np.clip(total, -clip.value.max_value, clip.value.max_value)
-        return total
+    def _average(self, step: int) -> None:
+        average = self.spec.average
+        if average is None or not average.counts(step):
+            return
+        share = average.share(self._averaged)
+        for tensor in self._tensors:
+            tensor.average = tensor.p.copy() if share == 1.0 else tensor.average + (tensor.p - tensor.average) * share
+        self._averaged += 1
+
+    def _gradient(self, total: Array, divisor: float, scale: float) -> Array:
+        """Rounded as often as on shards: dividing costs a rounding of its own only if values are limited."""
+        clip = Clip.of(self.spec.clip) if self.spec.clip else None
+        if clip is None or clip.value is None:
+            return np.asarray(total * (scale / divisor))
+        limit = clip.value.max_value
+        return np.asarray(np.clip(total * (1.0 / divisor), -limit, limit) * scale)
 
     def _check_norm(self, decision: Decision, total: Mapping[int, Array], divisor: float) -> None:
-        squares = math.fsum(float(x) ** 2 for t in total.values() for x in self._shaped(t, divisor))
+        squares = math.fsum(float(x) ** 2 for t in total.values() for x in self._gradient(t, divisor, 1.0))
         if not math.isclose(decision.grad_norm, math.sqrt(squares), rel_tol=1e-5, abs_tol=1e-12):
             raise Contradiction(f"round {decision.id}: the norm is {math.sqrt(squares)}, not {decision.grad_norm}")
+
+    def _check_rates(self, decision: Decision) -> None:
+        """They are those that were recorded last; a decision that awaited norms keeps those from before."""
+        rates = tuple(group.lr for group in decision.groups)
+        known = [decisions.rates(self.spec, decision.step_before)]
+        if decision.norms:
+            known.append(decisions.rates(self._before, decision.step_before))
+        if rates not in known:
+            raise Contradiction(f"round {decision.id}: the rates are {rates}, not {known[0]}")
 
 
 class _Tensor:
@@ -180,9 +131,11 @@ class _Tensor:
 
     def __init__(self, spec: RunSpec, id_: int, master: Array) -> None:
         parameter = spec.parameters[id_]
-        self._name = parameter.name
-        self._rule: Final = spec.groups[parameter.group].optimizer
+        self.name = parameter.name
+        self._group = parameter.group
+        self._rule = spec.groups[parameter.group].optimizer
         self.p = master.reshape(-1).copy()
+        self.average = self.p.copy()
         self._buffers = tuple(
             self.p.copy() if buffer.initial == "parameter" else np.full(self.p.size, buffer.initial, self.p.dtype)
             for buffer in self._rule.buffers()
@@ -190,9 +143,13 @@ class _Tensor:
         self._scalars = tuple(scalar.initial for scalar in self._rule.scalars())
         self._updates = 0
 
+    def take(self, kept: Kept, spec: RunSpec) -> None:
+        self._rule = spec.groups[self._group].optimizer
+        self._buffers, self._scalars, self._updates = tuple(kept.buffers), kept.scalars, kept.updates
+
     def update(self, gradient: Array, lr: float, norms: tuple[float, float]) -> None:
         self._updates += 1
-        at = Moment(self._updates, lr, self._scalars, self._name, norms)
+        at = Moment(self._updates, lr, self._scalars, self.name, norms)
         if self.p.size:
             scratch = tuple(np.empty_like(self.p) for _ in range(self._rule.scratch))
             with np.errstate(all="ignore"):

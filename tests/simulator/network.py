@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from stepd_server.interceptors import ErrorInterceptor
 from tests.simulator.calls import Call, StreamCall, UnaryCall
 from tests.simulator.loop import Process, VirtualLoop
+
+# Calls that may still come again.
+_RECENT: Final = 30
 
 
 class Channel:
@@ -28,7 +32,8 @@ class Channel:
         def call(request: Any, timeout: float | None = None, **_: Any) -> UnaryCall:
             one = UnaryCall(self, path, timeout)
             one.deserialize = response_deserializer
-            one.requests.send(request_serializer(request))
+            one.sent.append(request_serializer(request))
+            one.requests.send(one.sent[0])
             return one
 
         return call
@@ -47,7 +52,8 @@ class Channel:
         def call(request: Any, timeout: float | None = None, **_: Any) -> StreamCall:
             one = StreamCall(self, path, timeout)
             one.deserialize = response_deserializer
-            one.requests.send(request_serializer(request))
+            one.sent.append(request_serializer(request))
+            one.requests.send(one.sent[0])
             return one
 
         return call
@@ -109,6 +115,7 @@ class Network:
     """Attributes:
     servers: by target.
     calls: under way, by number.
+    recent: the latest that have ended.
     problems: what no handler of ours may do.
     """
 
@@ -119,6 +126,7 @@ class Network:
         self.loop = loop
         self.servers: dict[str, Server] = {}
         self.calls: dict[int, Call] = {}
+        self.recent: deque[Call] = deque(maxlen=_RECENT)
         self.numbers = count()
         self.problems: list[str] = []
         self.arrival = weather.arrival
@@ -132,6 +140,7 @@ class Network:
 
     def forget(self, call: Call) -> None:
         self.calls.pop(call.number, None)
+        self.recent.append(call)
         self._watch(call)
 
     def calls_of(self, channel: Channel) -> list[Call]:

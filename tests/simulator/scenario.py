@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import random
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
-from stepd.policies import AnyClip, Clip, ClipNorm, ClipValue, OnNonfinite, Reduce, Sync
-from stepd.rules import LAMB, SGD, AdamW, Rule
-from stepd.schedules import Cosine, Exponential, Schedule
+from stepd.averages import Average
+from stepd.policies import AnyClip, OnNonfinite, Sync
+from stepd.rules import Rule
+from stepd.schedules import Schedule
 
-Kind: TypeAlias = Literal["cut", "part", "stall", "slow", "kill", "die", "stop", "wall"]
-
-_KINDS: Final[tuple[Kind, ...]] = (
-    *("cut", "cut", "cut", "part", "stall", "slow"),
-    *("kill", "kill", "die", "die", "stop", "wall"),
-)
-# Messages of one worker with one shard in one round, roughly: faults are spread over as many as there will be.
-_MESSAGES: Final = 16
-# Shapes of parameters in blocks of 8: the first over several blocks, which no two gradients have in common by chance;
-# the others also in one block, without dimensions, empty.
-_FIRST_SHAPES: Final[tuple[tuple[int, ...], ...]] = ((4, 5), (17,), (25,))
-_SHAPES: Final[tuple[tuple[int, ...], ...]] = ((3,), (), (11,), (0, 2), (2, 3), (16,))
+Kind: TypeAlias = Literal["cut", "again", "part", "stall", "alone", "slow", "kill", "die", "stop", "wall"]
+Changed: TypeAlias = Literal["rate", "group", "state"]
 
 
 @dataclass(frozen=True)
@@ -30,12 +21,14 @@ class Fault:
 
     Attributes:
         at: messages.
-        kind: "cut": one call; "part": all calls between two hosts; "stall": nothing passes between them for a while;
-            "slow": everything takes long; "kill": a process, now; "die": a process, at one of its next stores;
-            "stop": a process, for a while; "wall": the wall clock jumps.
+        kind: "cut": one call; "again": what one call has sent arrives once more; "part": all calls between two hosts;
+            "stall": nothing passes between them for a while; "alone": nothing passes between a host and all others;
+            "slow": everything takes long; "kill": a process, now; "die": a process, at one of its next stores; "stop":
+            a process, for a while; "wall": the wall clock jumps.
         host: which one; for "die" also when.
         seconds: how long it lasts, or until the process is started again; negative: it never is.
         stores: for "die": how many stores it has yet to make.
+        where: for "die": only these count, by a part of their names; for "cut" and "again": preferred calls.
     """
 
     at: int
@@ -43,10 +36,20 @@ class Fault:
     host: str
     seconds: float
     stores: int = 0
+    where: str = ""
 
     def __str__(self) -> str:
-        stores = f" in {self.stores} stores" if self.stores else ""
-        return f"at message {self.at}: {self.kind} {self.host} {self.seconds:.2f} s{stores}"
+        stores = f" at store {self.stores}" if self.stores else ""
+        where = f" of {self.where!r}" if self.where else ""
+        return f"at message {self.at}: {self.kind} {self.host} {self.seconds:.2f} s{stores}{where}"
+
+
+@dataclass(frozen=True)
+class Change:
+    """What worker 0 changes as the run's owner before it contributes to a step."""
+
+    step: int
+    kind: Changed
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,11 @@ class Scenario:
         late: by worker, seconds after which it joins.
         leaves: by worker, the step at which it leaves for good.
         lease: seconds.
+        changes: by the owner, by step.
+        deleted: the step at which the owner deletes the run.
+        average: of parameters.
+        reader: somebody reads the parameters all the time.
+        early: things go wrong already while the run is created.
         faults: by their message.
     """
 
@@ -81,6 +89,11 @@ class Scenario:
     late: tuple[float, ...] = ()
     leaves: dict[int, int] = field(default_factory=dict)
     lease: float = 2.0
+    changes: tuple[Change, ...] = ()
+    deleted: int | None = None
+    average: Average | None = None
+    reader: bool = False
+    early: bool = False
     faults: tuple[Fault, ...] = ()
 
     @property
@@ -90,70 +103,18 @@ class Scenario:
     @property
     def repeatable(self) -> bool:
         """Whether the result does not depend on what goes wrong on the way."""
-        return self.fixed and not self.leaves
+        return self.fixed and not self.leaves and self.deleted is None
 
     def undisturbed(self) -> Scenario:
-        return replace(self, faults=(), late=())
+        """Nothing goes wrong, and there is but one shard."""
+        return replace(self, faults=(), late=(), shards=1, reader=False)
+
+    def only(self, faults: Iterable[int]) -> Scenario:
+        """With these of its faults."""
+        return replace(self, faults=tuple(self.faults[number] for number in faults))
 
     def describe(self) -> str:
-        faults = "\n".join(f"    {fault}" for fault in self.faults)
+        faults = "\n".join(f"    {number}: {fault}" for number, fault in enumerate(self.faults))
         return "\n".join(f"  {name}: {value}" for name, value in vars(self).items() if name != "faults") + (
             f"\n  faults:\n{faults}" if faults else ""
         )
-
-
-def draw(seed: int) -> Scenario:
-    """The scenario of a seed."""
-    rng = random.Random(f"scenario {seed}")
-    shards, workers = rng.choice((1, 2, 2, 3)), rng.choice((1, 2, 2, 3))
-    target = rng.randint(2, 4)
-    rule: Rule = rng.choice(
-        (SGD(lr=0.1, momentum=0.9), AdamW(lr=0.05), AdamW(lr=0.05, amsgrad=True), LAMB(lr=0.02), SGD(lr=0.5))
-    )
-    fixed = rng.random() < 0.5
-    reduce: Reduce = rng.choice(("mean", "mean", "sum", "weighted"))
-    sync = Sync(workers=workers if fixed else None, reduce=reduce, deterministic=rng.random() < 0.5)
-    clip: AnyClip | None = rng.choice((None, ClipNorm(1.0), ClipValue(0.5), Clip(norm=0.7, value=0.4)))
-    schedule: Schedule | None = rng.choice((None, Cosine(total_steps=10), Exponential(0.8)))
-    poison = frozenset(
-        (worker, step) for worker in range(workers) for step in range(target) if rng.random() < 0.06 / workers
-    )
-    leaves = {} if fixed or rng.random() < 0.7 else {rng.randrange(workers): rng.randint(1, target)}
-    return Scenario(
-        seed=seed,
-        shards=shards,
-        workers=workers,
-        target=target,
-        rule=rule,
-        sync=sync,
-        shapes=(rng.choice(_FIRST_SHAPES), *rng.sample(_SHAPES, rng.randint(0, 3))),
-        clip=clip,
-        schedule=schedule,
-        on_nonfinite=rng.choice(("skip", "quarantine", "error")),
-        poison=poison,
-        partial=rng.choice((0.0, 0.0, 0.3)),
-        pushes=rng.choice((0.0, 0.0, 0.5)),
-        late=tuple(0.0 if rng.random() < 0.7 else rng.uniform(0, 0.1) for _ in range(workers)),
-        leaves=leaves,
-        lease=rng.choice((1.0, 2.0)),
-        faults=_faults(rng, shards, workers, target, fixed=fixed),
-    )
-
-
-def _faults(rng: random.Random, shards: int, workers: int, target: int, *, fixed: bool) -> tuple[Fault, ...]:
-    messages = _MESSAGES * shards * workers * target
-    hosts = ["coordinator", *(f"shard-{i}" for i in range(shards)), *(f"worker-{i}" for i in range(workers))]
-    faults = []
-    for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 4))):
-        kind: Kind = rng.choice(_KINDS)
-        host = rng.choice(hosts)
-        if kind == "die":
-            host = rng.choice(hosts[: shards + 1])
-        elif kind == "wall":
-            host = "coordinator"
-        seconds = rng.choice((0.05, 0.3, 1.5, 4.0)) * rng.uniform(0.5, 1.5)
-        # Whoever dies for good must not be missed: in a fixed run, and the first worker, everybody returns.
-        if kind == "kill" and host.startswith("worker") and host != "worker-0" and not fixed and rng.random() < 0.5:
-            seconds = -1.0
-        faults.append(Fault(rng.randrange(messages), kind, host, seconds, rng.randint(1, 12) if kind == "die" else 0))
-    return tuple(sorted(faults, key=lambda fault: fault.at))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import random
 import shutil
@@ -12,27 +13,41 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
+import numpy as np
+
 from stepd import limits
+from stepd_server.shard.applying import Step
 from stepd_server.shard.journal import Journal
+from stepd_server.shard.staging import Staging
 from tests.simulator.loop import Clock, Process, VirtualLoop, running
 
-# Small, so that a tensor of twenty elements has several blocks and comes in several chunks.
+# Small, so that a tensor of twenty elements has several blocks and comes in several chunks; nor is there much to load.
 BLOCK: Final = 8
 CHUNK_BYTES: Final = 64
 
-_SMALL: Final[dict[str, tuple[int, int]]] = {
+_SMALL: Final[dict[str, tuple[float, float]]] = {
     "BLOCK_ELEMENTS": (limits.BLOCK_ELEMENTS, BLOCK),
     "CHUNK_BYTES": (limits.CHUNK_BYTES, CHUNK_BYTES),
+    "LOADING_TIMEOUT_S": (limits.LOADING_TIMEOUT_S, 10.0),
     "_SPANS_AT_ONCE": (4, 1),
     "_UNITS_AT_ONCE": (4, 1),
 }
+
+# Modules that have something else in their place.
+_STAND_INS: Final = ("time", "uuid", "secrets", "random")
+# What changes files, and may be the last that a process does.
+_CHANGES: Final[tuple[tuple[Any, str], ...]] = (
+    *((os, name) for name in ("posix_fallocate", "fsync")),
+    *((Path, name) for name in ("replace", "rename", "write_bytes", "unlink", "mkdir")),
+    (shutil, "rmtree"),
+)
 
 
 class Stores:
     """Kills processes at one of their stores: writes and renames of files, and counters of journals.
 
     Attributes:
-        die: by process: how many stores it has left.
+        die: by process: how many stores it has left, of those that have this in their names.
     """
 
     def __init__(self, kill: Callable[[Process, str], None], stored: Callable[[], None]) -> None:
@@ -40,7 +55,7 @@ class Stores:
         kill: has a process die in the middle of what it does; raises Killed.
         stored: told of every store to a journal.
         """
-        self.die: dict[Process, int] = {}
+        self.die: dict[Process, tuple[str, int]] = {}
         self.stored = stored
         self._kill = kill
 
@@ -49,15 +64,21 @@ class Stores:
         process = running()
         if process is None or process not in self.die or process.dead:
             return
-        self.die[process] -= 1
-        if self.die[process] <= 0:
+        where, left = self.die[process]
+        if where not in what:
+            return
+        self.die[process] = (where, left - 1)
+        if left <= 1:
             del self.die[process]
             self._kill(process, what)
 
-    def next_is_last(self) -> bool:
-        """Whether the process running dies at its next point."""
+    def is_last(self, what: str) -> bool:
+        """Whether the process running dies at this point, if it is the next."""
         process = running()
-        return process is not None and self.die.get(process) == 1
+        if process is None or process not in self.die:
+            return False
+        where, left = self.die[process]
+        return left == 1 and where in what
 
     def around(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def guarded(*arguments: Any, **keywords: Any) -> Any:
@@ -78,57 +99,84 @@ def in_place(loop: VirtualLoop, seed: int, stores: Stores) -> Generator[None, No
             stack.callback(setattr, owner, name, getattr(owner, name))
             setattr(owner, name, value)
 
-        for name, module in list(sys.modules.items()):
-            if name.split(".")[0] in ("stepd", "stepd_server"):
-                for constant, (usual, small) in _SMALL.items():
-                    if getattr(module, constant, None) == usual:
-                        put(module, constant, small)
+        names = random.Random(f"names {seed}")
+        stand_ins = {
+            "time": Clock(loop),
+            "uuid": SimpleNamespace(uuid4=lambda: SimpleNamespace(hex=f"{names.getrandbits(128):032x}")),
+            "secrets": SimpleNamespace(token_hex=lambda size: f"{names.getrandbits(8 * size):0{2 * size}x}"),
+            "random": random.Random(f"pauses {seed}"),
+        }
+        for owner, name in _places(len(sys.modules)):
+            put(owner, name, _SMALL[name][1] if name in _SMALL else stand_ins[name])
         layout: Any = sys.modules["stepd.layout"]
         for function in (layout.lay_out, layout.to_proto):
             put(function, "__defaults__", tuple(map(_small, function.__defaults__ or ())))
             put(function, "__kwdefaults__", {k: _small(v) for k, v in (function.__kwdefaults__ or {}).items()})
-        for owner in _modules("time"):
-            put(owner, "time", Clock(loop))
-        names = random.Random(f"names {seed}")
-        for owner in _modules("uuid"):
-            put(owner, "uuid", SimpleNamespace(uuid4=lambda: SimpleNamespace(hex=f"{names.getrandbits(128):032x}")))
-        for owner in _modules("secrets"):
-            put(owner, "secrets", SimpleNamespace(token_hex=lambda size: f"{names.getrandbits(8 * size):0{2 * size}x}"))
-        for owner in _modules("random"):
-            put(owner, "random", random.Random(f"pauses {seed}"))
-        for owner, name in ((os, "pwrite"), (Path, "replace"), (Path, "rename"), (Path, "write_bytes")):
+        for owner, name in _CHANGES:
             put(owner, name, stores.around(name, getattr(owner, name)))
-        put(shutil, "rmtree", stores.around("rmtree", shutil.rmtree))
-        store, write = Journal.store, Journal.write
-
-        def stored(journal: Journal, field: Any, value: int) -> None:
-            stores.point(f"before journal {field.name} = {value}")
-            store(journal, field, value)
-            stores.stored()
-            stores.point(f"after journal {field.name} = {value}")
-
-        def written(journal: Journal, target: Any, source: Any) -> None:
-            stores.point("before an array")
-            if stores.next_is_last():
-                half = len(source) // 2
-                write(journal, target[:half], source[:half])
-            stores.point("in the middle of an array")
-            write(journal, target, source)
-            stores.point("after an array")
-
-        put(Journal, "store", stored)
-        put(Journal, "write", written)
+        _put_between_stores(put, stores)
         yield
+
+
+def _put_between_stores(put: Callable[[Any, str, Any], None], stores: Stores) -> None:
+    """Let a shard die between any two of its stores, and in the middle of what is no single one."""
+    store, write, update = Journal.store, Journal.write, Step.update
+    pwrite, carry_out = os.pwrite, Staging._carry_out
+
+    def stored(journal: Journal, field: Any, value: int) -> None:
+        stores.point(f"before journal {field.name} = {value}")
+        store(journal, field, value)
+        stores.stored()
+        stores.point(f"after journal {field.name} = {value}")
+
+    def written(journal: Journal, target: Any, source: Any) -> None:
+        stores.point("before an array")
+        if stores.is_last("in the middle of an array"):
+            half = len(source) // 2
+            write(journal, target[:half], source[:half])
+        stores.point("in the middle of an array")
+        write(journal, target, source)
+        stores.point("after an array")
+
+    def updated(step: Step, spans: Any) -> None:
+        stores.point("before an update")
+        update(step, spans)
+        if stores.is_last("in the middle of an update"):
+            # Whatever an instruction may have left of what is updated in place.
+            step._arena.parameters[spans[0].start : (spans[0].start + spans[-1].stop + 1) // 2] = np.nan
+        stores.point("in the middle of an update")
+
+    def pwritten(descriptor: int, data: bytes, offset: int) -> int:
+        stores.point("before pwrite")
+        if stores.is_last("in the middle of pwrite"):
+            pwrite(descriptor, data[: len(data) // 2], offset)
+        stores.point("in the middle of pwrite")
+        written = pwrite(descriptor, data, offset)
+        stores.point("after pwrite")
+        return written
+
+    def carried_out(staging: Staging, request: Any) -> Any:
+        for each in carry_out(staging, request):
+            stores.point("between the arrays of a state")
+            yield each
+
+    put(Journal, "store", stored)
+    put(Journal, "write", written)
+    put(Step, "update", updated)
+    put(os, "pwrite", pwritten)
+    put(Staging, "_carry_out", carried_out)
 
 
 def _small(default: Any) -> Any:
     return BLOCK if default == _SMALL["BLOCK_ELEMENTS"][0] else default
 
 
-def _modules(name: str) -> list[Any]:
-    """Modules of ours that took this one in by its name."""
-    return [
-        module
-        for ours, module in list(sys.modules.items())
-        if ours.split(".")[0] in ("stepd", "stepd_server") and getattr(module, name, None) is sys.modules.get(name)
-    ]
+@functools.cache
+def _places(_: int) -> list[tuple[Any, str]]:
+    """Modules of ours that took one of these in by its name; found anew when there are more modules."""
+    found: list[tuple[Any, str]] = []
+    for ours, module in list(sys.modules.items()):
+        if ours.split(".")[0] in ("stepd", "stepd_server"):
+            found += [(module, name) for name, (usual, _) in _SMALL.items() if getattr(module, name, None) == usual]
+            found += [(module, name) for name in _STAND_INS if getattr(module, name, None) is sys.modules.get(name)]
+    return found

@@ -66,29 +66,44 @@ class Weather:
         self.calm_at = max(self.calm_at, self._loop.time() + seconds)
 
     def _strike(self, fault: Fault) -> None:
-        world, rng = self._world, self._rng
+        world = self._world
         world.note("fault", fault)
         match fault.kind:
-            case "cut":
-                calls = list(world.network.calls.values())
-                if calls:
-                    rng.choice(calls).cut(lose_request=rng.random() < 0.5)
-            case "part" | "stall":
-                other = rng.choice([host for host in world.hosts if host != fault.host])
-                if fault.kind == "stall":
-                    self._stalls[frozenset((fault.host, other))] = self._loop.time() + fault.seconds
-                    self.lasts(fault.seconds)
-                else:
-                    world.part(fault.host, other, rng)
-            case "slow":
-                self._slow_until = self._loop.time() + min(fault.seconds, 0.5)
-                self.lasts(fault.seconds)
             case "kill":
                 world.kill(fault.host, fault.seconds)
             case "die":
-                world.die_soon(fault.host, fault.stores, fault.seconds)
+                world.die_soon(fault.host, (fault.where, fault.stores), fault.seconds)
             case "stop":
                 world.stop(fault.host, fault.seconds)
                 self.lasts(fault.seconds)
             case "wall":
-                world.wall_offset += rng.choice((-3600.0, 3600.0))
+                world.wall_offset += self._rng.choice((-3600.0, 3600.0))
+            case _:
+                self._strike_links(fault)
+
+    def _strike_links(self, fault: Fault) -> None:
+        world, rng, until = self._world, self._rng, self._loop.time() + fault.seconds
+        others = [host for host in world.hosts if host != fault.host]
+        match fault.kind:
+            case "cut":
+                if call := self._one_of(list(world.network.calls.values()), fault.where):
+                    call.cut(lose_request=rng.random() < 0.5)
+            case "again":
+                if call := self._one_of([*world.network.calls.values(), *world.network.recent], fault.where):
+                    call.again(fault.seconds)
+                    self.lasts(fault.seconds)
+            case "part":
+                world.part(fault.host, rng.choice(others), rng)
+            case "stall":
+                self._stalls[frozenset((fault.host, rng.choice(others)))] = until
+                self.lasts(fault.seconds)
+            case "alone":
+                self._stalls |= {frozenset((fault.host, host)): until for host in others}
+                self.lasts(fault.seconds)
+            case "slow":
+                self._slow_until = self._loop.time() + min(fault.seconds, 0.5)
+                self.lasts(fault.seconds)
+
+    def _one_of(self, calls: list[Any], where: str) -> Any:
+        """A call, of a kind if there is one."""
+        return self._rng.choice([call for call in calls if where in call.path] or calls or [None])

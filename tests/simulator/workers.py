@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -15,97 +15,24 @@ import numpy as np
 from google.protobuf.duration_pb2 import Duration
 
 from stepd.contribution import Contribution
-from stepd.errors import Aborted, NonFiniteGradient, StepdError
-from stepd.parameters import ParameterTable, check_gradients
+from stepd.errors import Aborted, NonFiniteGradient, NotFound, StepdError
+from stepd.parameters import check_gradients
 from stepd.reading import Reading
 from stepd.results import Receipt
-from stepd.retry import Patience
-from stepd.session import Session
+from stepd.run import delete_run
 from stepd.specs import run_from_proto
-from stepd.streams import RunStreams
-from stepd.v1 import coordinator_pb2, coordinator_pb2_grpc, run_pb2
+from stepd.v1 import coordinator_pb2, run_pb2
 from stepd.worker import join
+from tests.simulator.changes import WorldSession, make
 from tests.simulator.hosts import RUN
 from tests.simulator.loop import Process, VirtualLoop
-from tests.simulator.network import Channel, Network
-from tests.simulator.scenario import Scenario
+from tests.simulator.network import Network
+from tests.simulator.readers import Read, Streams, streams_of
+from tests.simulator.scenario import Change, Scenario
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
-# A worker in these worlds has little patience, but more than any fault lasts.
-RETRY_FOR_S: Final = 30.0
-TIMEOUT_S: Final = 10.0
 _AGAIN_S: Final = 0.2
-
-
-class Here:
-    """The session's loop, without a thread of its own."""
-
-    closed = False
-
-    def __init__(self, loop: VirtualLoop, process: Process) -> None:
-        self._loop = loop
-        self._process = process
-
-    def post(self, action: Callable[[], object]) -> None:
-        if not self._loop.is_closed() and not self._process.dead:
-            self._process.call(self._loop.call_soon, action)
-
-    def close(self) -> None: ...
-
-
-class WorldSession(Session):
-    """A session over the world's network."""
-
-    def __init__(self, network: Network, process: Process) -> None:
-        self.target = "coordinator:7000"
-        self.transport = "grpc"
-        self.timeout = TIMEOUT_S
-        self.retry_for = RETRY_FOR_S
-        self.loop: Any = Here(network.loop, process)
-        self._network = network
-        self._process = process
-        self._shards = {}
-        self._channels = []
-        self.coordinator = coordinator_pb2_grpc.CoordinatorStub(self._open(self.target))
-
-    def patience(self, what: str, target: str | None = None) -> Patience:
-        return Patience(what, target or self.target, self.retry_for, self._network.loop.time)
-
-    def _open(self, target: str) -> Any:
-        return Channel(self._network, self._process, target)
-
-
-class Streams(RunStreams):
-    """Attributes:
-    step: of the parameters that were read last.
-    """
-
-    step = 0
-
-    async def agree(self, *arguments: Any, **keywords: Any) -> Any:
-        return self._took(await super().agree(*arguments, **keywords))
-
-    async def pull_now(self, *arguments: Any, **keywords: Any) -> Any:
-        return self._took(await super().pull_now(*arguments, **keywords))
-
-    def _took(self, headers: Any) -> Any:
-        self.step = next((header.step for header in headers.values()), self.step)
-        return headers
-
-
-@dataclass(frozen=True)
-class Read:
-    """Parameters that a worker has read.
-
-    Attributes:
-        who: the worker.
-        step: that it was told with them.
-    """
-
-    who: str
-    step: int
-    params: Mapping[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -134,8 +61,9 @@ class World(Protocol):
 
     def note(self, kind: str, *about: object) -> None: ...
     def problem(self, text: str) -> None: ...
-    def gradient(self, worker: int, step: int, number: int) -> Arrays: ...
-    def is_lost(self, error: StepdError) -> bool: ...
+    def gradient(self, worker: int, step: int, number: int, known: Collection[str]) -> Arrays: ...
+    def delete(self) -> None: ...
+    def is_over(self, error: StepdError) -> bool: ...
 
 
 class WorkerHost:
@@ -144,6 +72,7 @@ class WorkerHost:
     Attributes:
         done: it has nothing left to do.
         gone: it has died for good.
+        changed: what it has changed as the run's owner.
         waits_since: when its present call began; None: it is in none.
     """
 
@@ -153,12 +82,14 @@ class WorkerHost:
         self.name = f"worker-{index}"
         self.done = False
         self.gone = False
+        self.changed: list[Change] = []
         self.call = ""
         self.waits_since: float | None = None
         self._rng = random.Random(f"{self.name} {world.scenario.seed}")
         self._number = 0
         self._joins = 0
-        self.process: Process
+        self.process = Process(world.loop, self.name)
+        self.process.dead = True  # until it is started
 
     @property
     def here(self) -> bool:
@@ -175,7 +106,7 @@ class WorkerHost:
         try:
             await self._work()
         except Exception as error:  # noqa: BLE001 (told)
-            if not (isinstance(error, StepdError) and self.world.is_lost(error)):
+            if not (isinstance(error, StepdError) and self.world.is_over(error)):
                 self.world.problem(f"{self.name} ended with {error!r}")
             self.world.note("ends", self.name, error)
         self.waits_since = None
@@ -195,8 +126,7 @@ class WorkerHost:
         session = WorldSession(self.world.network, self.process)
         request = coordinator_pb2.GetRunRequest(run=RUN)
         found = await self._answered("run", session.ask("GetRun", request))
-        table = ParameterTable(run_from_proto(found.run.spec).parameters)
-        streams = Streams(session, found.run.spec, found.layout, table)
+        streams = streams_of(session, found)
         while not await self._member(streams, found.run.spec):  # noqa: ASYNC110 (each time it is tried anew)
             await asyncio.sleep(_AGAIN_S)
 
@@ -211,7 +141,7 @@ class WorkerHost:
         try:
             worker = await self._answered("join", join(run_from_proto(spec), streams, request))
             self.world.note("joins", self.name, worker._membership.member.incarnation)
-            loop = _Loop(self, worker, worker._streams)  # its own: see RunStreams.sharing_with
+            loop = _Loop(self, worker, worker._streams)  # its own: see RunStreams.of_worker
             await loop.train()
             await self._answered("leave", worker._membership.leave(worker._exchange.acknowledged))
         except StepdError as error:
@@ -237,12 +167,27 @@ class _Loop:
         until = min(scenario.target, scenario.leaves.get(host.index, scenario.target))
         await self._try(self._pull())
         while self._streams.step < until:
+            await self._change()
             work = self._push() if host._rng.random() < scenario.pushes else self._step()
             if not await self._try(work):
                 # It is still on its way, perhaps: what comes of it is in the parameters that are there next.
                 await self._try(self._pull())
         if until < scenario.target and host._rng.random() < 0.5:
             await self._try(self._push_only())
+
+    async def _change(self) -> None:
+        """The first worker is the run's owner as well."""
+        scenario, host = self._world.scenario, self._host
+        due = [change for change in scenario.changes if change.step <= self._streams.step]
+        for change in due if host.index == 0 else ():
+            if change not in host.changed:
+                await host._answered(f"change of {change.kind}", make(change, self._streams))
+                host.changed.append(change)
+                self._world.note("changes", host.name, change)
+        if host.index == 0 and scenario.deleted is not None and self._streams.step >= scenario.deleted:
+            self._world.delete()
+            await host._answered("delete", delete_run(self._streams.session, RUN))
+            raise NotFound("this worker has deleted the run", reason="RUN_NOT_FOUND")
 
     async def _try(self, work: Coroutine[Any, Any, None]) -> bool:
         try:
@@ -251,7 +196,7 @@ class _Loop:
             self._world.note("is told", self._host.name, error)
             return False
         except StepdError as error:
-            if error.reason == "NOT_A_MEMBER" or self._world.is_lost(error):
+            if error.reason == "NOT_A_MEMBER" or self._world.is_over(error):
                 raise
             self._world.note("is told", self._host.name, error)
             self._world.problem(f"{self._host.name} got an error in the end: {error!r}")
@@ -261,7 +206,8 @@ class _Loop:
     def _contribution(self) -> Contribution:
         host = self._host
         number, host._number = host._number, host._number + 1
-        grads = self._world.gradient(host.index, self._streams.step, number)
+        known = {parameter.name for parameter in self._streams.table.specs}
+        grads = self._world.gradient(host.index, self._streams.step, number, known)
         weight = (0.5, 1.0, 2.0)[(host.index + self._streams.step) % 3]
         weighted = self._world.scenario.sync.reduce == "weighted"
         arrays = check_gradients(self._streams.table, grads)

@@ -8,7 +8,7 @@ import logging
 import random
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,21 +16,20 @@ import numpy as np
 
 from stepd.creating import create
 from stepd.errors import StepdError
-from stepd.parameters import ParameterTable, define_run
-from stepd.reading import Reading
-from stepd.specs import run_from_proto
+from stepd.parameters import define_run
 from stepd.v1 import coordinator_pb2, run_pb2
-from stepd_server.coordinator.store import RunStore
-from stepd_server.coordinator.vocabulary import Decision
 from stepd_server.shard.journal import Field
 from tests.simulator import seams
 from tests.simulator.calls import Call
+from tests.simulator.changes import WorldSession, added_masters
+from tests.simulator.course import Course
 from tests.simulator.hosts import RUN, CoordinatorHost, Host, ShardHost
 from tests.simulator.loop import Deadlock, Killed, Process, VirtualLoop
 from tests.simulator.network import Network
+from tests.simulator.readers import Read, ReaderHost, read, streams_of
 from tests.simulator.scenario import Scenario
 from tests.simulator.weather import Weather
-from tests.simulator.workers import Answer, Arrays, Read, Streams, WorkerHost, WorldSession
+from tests.simulator.workers import Answer, Arrays, WorkerHost
 
 # Virtual seconds that anything may take once nothing goes wrong any more; and in which everything has gone wrong.
 PATIENCE_S: Final = 60.0
@@ -41,13 +40,15 @@ _MEMORY: Final = Path("/dev/shm")
 
 class World:
     """Attributes:
-    decisions: as recorded, in order.
-    reads, answers: what workers were given.
+    course: what was recorded.
+    pushes, stagings: calls with contributions and with states of the optimizer.
+    reads, averaged, answers: what workers and others were given.
     final: the parameters at the end, and their step.
     problems: what must not be.
     events: the transcript.
     lost: why the run cannot go on.
     over: what still ends now means nothing.
+    deleted: the run is about to be deleted, or has been.
     """
 
     def __init__(self, scenario: Scenario, folder: Path, loop: VirtualLoop) -> None:
@@ -59,19 +60,23 @@ class World:
         self.network = Network(loop, self.weather, self._watch)
         self.stores = seams.Stores(self._die, self._check_steps)
         self.pushes: list[Call] = []
-        self.decisions: list[Decision] = []
+        self.stagings: list[Call] = []
+        self.course = Course(self.problem, self.note)
         self.reads: list[Read] = []
         self.answers: list[Answer] = []
+        self.averaged: list[Read] = []
         self.final: tuple[Mapping[str, bytes], int] = ({}, 0)
         self.problems: list[str] = []
         self.events: list[tuple[float, str, tuple[object, ...]]] = []
         self.lost = ""
         self.over = False
+        self.deleted = False
         self.spec: run_pb2.RunSpec
         self.layout: run_pb2.Layout
         self.masters: list[Any] = []
         self.coordinator = CoordinatorHost(self, scenario.shards)
         self.shards = [ShardHost(self, index) for index in range(scenario.shards)]
+        self.reader = ReaderHost(self)
         self.workers = [WorkerHost(self, index) for index in range(scenario.workers)]
 
     # --- The transcript -------------------------------------------------------------------------------------------
@@ -93,11 +98,17 @@ class World:
             self.note("calls", call.channel.process.name, method, call.channel.host, call.number)
             if method == "Push":
                 self.pushes.append(call)
+            elif method == "StageState":
+                self.stagings.append(call)
             return
         code = call.status.code.name
         self.note("ended", method, call.number, code, call.status.details)
         if code in ("INTERNAL", "UNKNOWN", "UNIMPLEMENTED", "INVALID_ARGUMENT", "DATA_LOSS"):
             self.problem(f"{method} of {call.channel.process.name} was answered {code}: {call.status.details}")
+
+    @property
+    def averages(self) -> bool:
+        return self.scenario.average is not None
 
     # --- What weather does ----------------------------------------------------------------------------------------
 
@@ -120,7 +131,7 @@ class World:
             host.process.kill()
             self._after_death(host, returns_in)
 
-    def die_soon(self, name: str, stores: int, returns_in: float) -> None:
+    def die_soon(self, name: str, stores: tuple[str, int], returns_in: float) -> None:
         host = self.hosts[name]
         assert isinstance(host, Host)
         if host.here:
@@ -153,42 +164,29 @@ class World:
 
     # --- What is looked at on the way -----------------------------------------------------------------------------
 
-    def decided(self, decision: Decision) -> None:
-        """A decision is recorded."""
-        if self.decisions and str(self.decisions[-1]) == str(decision):  # a NaN is not itself
-            return
-        before = self.decisions[-1] if self.decisions else None
-        self.note("decided", decision)
-        if decision.id.round != (before.id.round + 1 if before else 0):
-            self.problem(f"round {decision.id} was decided after {before}")
-        if decision.step_before != (before.step if before else 0):
-            self.problem(f"{decision} follows {before}")
-        self.decisions.append(decision)
-
     def coordinator_reads(self, folder: Path) -> None:
-        """A coordinator is about to start: what it finds has been recorded, whether its predecessor knew or not."""
-        path = folder / "coordinator" / "runs" / RUN
-        found = RunStore(path).last_decision if path.exists() else None
-        if found is not None:
-            self.decided(found)
-        elif self.decisions:
-            self.problem("the coordinator has forgotten its decisions")
+        self.course.read(folder)
 
     def _check_steps(self) -> None:
         steps = [shard.arena.step for shard in self.shards if shard.arena is not None]
         if steps and max(steps) - min(steps) > 1:
             self.problem(f"shards are at steps {steps}")
-        if steps and max(steps) > (self.decisions[-1].step if self.decisions else 0):
+        if steps and max(steps) > (self.course.last.step if self.course.last else 0):
             self.problem(f"shards are at steps {steps}, more than was decided")
 
-    def is_lost(self, error: StepdError) -> bool:
+    def delete(self) -> None:
+        """Somebody is about to delete the run."""
+        self.deleted = self.course.deleted = True
+
+    def is_over(self, error: StepdError) -> bool:
+        """Whether nobody can go on, for a reason that there is."""
         if error.reason == "RUN_LOST":
             self.lost = self.lost or str(error)
-        return error.reason == "RUN_LOST"
+        return error.reason == "RUN_LOST" or (self.deleted and error.reason == "RUN_NOT_FOUND")
 
     # --- What is trained ------------------------------------------------------------------------------------------
 
-    def gradient(self, worker: int, step: int, number: int) -> Arrays:
+    def gradient(self, worker: int, step: int, number: int, known: Collection[str]) -> Arrays:
         """Any float32 where sums go by rank, and multiples of 1/64 where they go by arrival: these add up exactly.
 
         Where what goes wrong is to change nothing, a function of worker and step; elsewhere no two are the same.
@@ -204,6 +202,10 @@ class World:
                 array = (rng.integers(-256, 256, shape) / 64).astype(np.float32)
             if rng.random() >= scenario.partial or index == 0:
                 arrays[f"p{index}"] = np.asarray(array, np.float32)
+        for name, value in added_masters().items():
+            # Of a group that is added for a step everybody knows from the next on, whatever goes wrong.
+            if name in known and any(change.kind == "group" and step > change.step for change in scenario.changes):
+                arrays[name] = np.asarray(rng.integers(-256, 256, value.shape) / 64, np.float32)
         if self._is_poisoned(worker, step):
             arrays["p0"].reshape(-1)[-1] = np.nan
         return arrays
@@ -213,7 +215,7 @@ class World:
             return False
         return not any(
             bad.member.rank == worker and decision.step_before == step
-            for decision in self.decisions
+            for decision in self.course.decisions
             for bad in decision.nonfinite
         )
 
@@ -226,17 +228,21 @@ class World:
         owner = Process(self.loop, "owner")
         self.network.add_caller(owner)
         session = WorldSession(self.network, owner)
+        self.weather.messages = 0 if self.scenario.early else None
         await owner.start(self._create(session))
-        self.weather.messages = 0
+        self.weather.messages = self.weather.messages or 0
         for worker, late in zip(self.workers, (*self.scenario.late, *(0.0,) * len(self.workers)), strict=False):
             worker.process = Process(self.loop, worker.name)
             self.loop.call_later(late, worker.start)
+        if self.scenario.reader:
+            self.reader.process = Process(self.loop, "reader")
+            self.reader.start()
         await self._until_done()
         if not self.lost and not self.problems:
             try:
                 await asyncio.wait_for(owner.start(self._look(session)), PATIENCE_S)
             except (StepdError, TimeoutError) as error:
-                if not (isinstance(error, StepdError) and self.is_lost(error)):
+                if not (isinstance(error, StepdError) and self.is_over(error)):
                     self.problem(f"the run cannot be read in the end: {error!r}")
 
     async def _until_done(self) -> None:
@@ -265,6 +271,7 @@ class World:
             schedule=scenario.schedule,
             clip=scenario.clip,
             sync=scenario.sync,
+            average=scenario.average,
             on_nonfinite=scenario.on_nonfinite,
         )
         self.spec, self.layout = await create(session, spec, self.masters)
@@ -272,20 +279,37 @@ class World:
     async def _look(self, session: WorldSession) -> None:
         while not self.weather.calm:  # noqa: ASYNC110 (time makes it calm)
             await asyncio.sleep(_LOOK_S)
+        if self.deleted:
+            await self._look_after_deletion(session)
+            return
         found = await session.ask("GetRun", coordinator_pb2.GetRunRequest(run=RUN))
-        table = ParameterTable(run_from_proto(found.run.spec).parameters)
-        streams = Streams(session, found.run.spec, found.layout, table)
-        after = self.decisions[-1].id.round if self.decisions else None
-        wanted = Reading(lambda: streams.known, None).want()
-        await streams.pull_now(wanted.picture, wanted.regions, after=after)
-        params = {name: array.tobytes() for name, array in wanted.arrays().items()}
-        self.final = (params, streams.step)
-        self.reads.append(Read("owner", streams.step, params))
+        streams = streams_of(session, found)
+        after = self.course.last.id.round if self.course.last else None
+        self.final = await read("owner", streams, self.reads, after=after)
+        if self.scenario.average:
+            await read("owner", streams, self.averaged, averaged=True)
         await self._settled()
+
+    async def _look_after_deletion(self, session: WorldSession) -> None:
+        """Nothing of it is left, and its name is free."""
+        await create(session, self.spec, self.masters)
+        found = await session.ask("GetRun", coordinator_pb2.GetRunRequest(run=RUN))
+        if found.run.step:
+            self.problem(f"a run that was created after another was deleted is at step {found.run.step}")
+        params, _ = await read("owner", streams_of(session, found), [])
+        if list(params.values()) != [np.asarray(master).tobytes() for master in self.masters]:
+            self.problem("a run that was created after another was deleted has other parameters than it was given")
+        left: list[str] = []
+        for _ in range(100):
+            left = [shard.name for shard in self.shards if len(shard.runs) > 1]
+            if not left:
+                return
+            await asyncio.sleep(_LOOK_S)
+        self.problem(f"a deleted run is still held by {left}")
 
     async def _settled(self) -> None:
         """All shards have carried out the last decision."""
-        last = self.decisions[-1] if self.decisions else None
+        last = self.course.last
         want = (last.id.round + 1, last.step) if last else (0, 0)
         stand: list[tuple[int, int]] = []
         for _ in range(100):
@@ -305,19 +329,12 @@ def history(scenario: Scenario) -> World:
     world = World(scenario, folder, loop)
     try:
         with seams.in_place(loop, scenario.seed, world.stores):
-            plain = RunStore.write_decision
-
-            def write_decision(store: RunStore, decision: Decision, *standings: Any) -> None:
-                plain(store, decision, *standings)
-                world.decided(decision)
-
-            RunStore.write_decision = write_decision  # type: ignore[method-assign,assignment]
             try:
-                loop.run_until_complete(world.live())
+                with world.course.watched():
+                    loop.run_until_complete(world.live())
             except Deadlock as error:
                 world.problem(f"the world stands still: {error}")
             finally:
-                RunStore.write_decision = plain  # type: ignore[method-assign]
                 world.over = True
                 loop.end()
         world.problems += [f"nobody looked at: {problem}" for problem in loop.problems]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from stepd.rules import SGD, Muon
 from stepd.v1 import coordinator_pb2 as pb
 from stepd.v1 import run_pb2
 from stepd_server.coordinator.extension import Extension, extension_of
+from stepd_server.coordinator.store import RunStore
 
 from .coordinator_bench import Fleet, digits, eventually, play, refused
 
@@ -158,6 +160,29 @@ def test_a_failure_on_one_shard_leaves_all_as_they_were(tmp_path: Path) -> None:
         assert len((await fleet.state()).spec.parameters) == 1
         await fleet.stub.AddGroup(group())
         await fleet.stub.CommitGroup(commit())
+
+    play(tmp_path, scenario)
+
+
+def test_a_group_that_cannot_be_written_down_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run is as it was, and takes another group at once."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async def scenario(fleet: Fleet) -> None:
+        await fleet.create(digits())
+        await fleet.stub.AddGroup(group())
+        with monkeypatch.context() as patch:
+            patch.setattr(RunStore, "write_record", full)
+            async with refused("RESOURCE_EXHAUSTED", "cannot write down"):
+                await fleet.stub.CommitGroup(commit())
+        assert len((await fleet.state()).rates) == 1
+        async with refused("NOT_FOUND", "not being added"):
+            await fleet.stub.CommitGroup(commit())
+        await fleet.stub.AddGroup(group("u", "h"))
+        await fleet.stub.CommitGroup(commit("h"))
+        assert [p.name for p in (await fleet.state()).spec.parameters] == ["w", "u"]
 
     play(tmp_path, scenario)
 

@@ -92,7 +92,7 @@ def test_the_bits_are_those_of_numpy(rule: Rule, dtype: Any) -> None:
         at = Moment(step, 0.01 * step, scalars, "w", (1.5, 2.5))
         program, constants = record(rule, at, shaping, 0, scale)
         with np.errstate(all="ignore"):
-            np.multiply(shaping.apply(total, 0, g), scale, out=g)
+            shaping.gradient(total, 0, scale, g)
             rule.update(Block(p, g, tuple(buffers), scratch), at)
         compiled(program, np.dtype(dtype))(np.array(constants, dtype), [twins[0], total, *twins[1:]])
         for name, array, twin in zip(("p", *rule.buffers()), arrays, twins, strict=True):

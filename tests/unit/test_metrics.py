@@ -9,7 +9,16 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from stepd_server.coordinator.events import Arrived, MemberJoined, MemberLeft, MemberLost
 from stepd_server.coordinator.tally import Tally
-from stepd_server.coordinator.vocabulary import Decision, GroupRates, Member, Nonfinite, Outcome, RoundId
+from stepd_server.coordinator.vocabulary import (
+    Decision,
+    GroupRates,
+    Member,
+    Nonfinite,
+    Outcome,
+    Receipt,
+    Refusal,
+    RoundId,
+)
 from stepd_server.metrics import catalogue
 from stepd_server.metrics.catalogue import Sample
 from stepd_server.metrics.durations import BOUNDS, Durations
@@ -153,6 +162,25 @@ def test_who_was_there_before_is_counted_and_so_is_what_comes_again() -> None:
     assert tally.counts_of(ANN) == {"accepted": 1, "duplicate": 3}
     assert tally.counts_of(BOB) == {"quarantined": 1}
     assert tally.counts_of(Member("ann", 7, 0)) == {}
+
+
+def test_what_rounds_do_not_take_is_counted_once() -> None:
+    tally = Tally(members=(ANN, BOB))
+    stale = (
+        Refusal(ANN, 3, Receipt.STALE),
+        Refusal(BOB, 1, Receipt.DUPLICATE),
+        Refusal(Member("bob", 1, 1), 1, Receipt.LATE),
+    )
+    tally.refused(stale[:1])
+    tally.refused(stale)  # told again, with more
+    tally.refused((Refusal(ANN, 4, Receipt.STALE),))
+    tally.decided(decision(0, 1, members=(ANN,), late=(BOB,)), 7.0)
+    tally.repeated(0, {("bob", 2): 2})
+    tally.repeated(1, {("bob", 2): 5})
+    assert tally.counts_of(ANN) == {"accepted": 1, "stale": 2}
+    assert tally.counts_of(BOB) == {"late": 1, "duplicate": 5}
+    assert tally.contributions == {"accepted": 1, "late": 1, "stale": 2, "duplicate": 5}
+    assert tally.lag_of(tally.workers[1]) == 1  # late is not taken
 
 
 def test_lag_is_in_steps_since_the_last_contribution_or_the_join() -> None:

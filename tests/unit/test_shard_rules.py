@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stepd import wire
-from stepd.errors import Aborted, FailedPrecondition, Unavailable
+from stepd.errors import Aborted, FailedPrecondition, InvalidArgument, Unavailable
 from stepd.rules import (
     ASGD,
     LAMB,
@@ -24,7 +24,7 @@ from stepd.rules import (
     ScheduleFreeAdamW,
     ScheduleFreeSGD,
 )
-from stepd.v1 import shard_pb2
+from stepd.v1 import round_pb2, shard_pb2
 from stepd_server.shard import finishing
 
 from .one_process import Tensor
@@ -186,7 +186,7 @@ def test_measuring_changes_nothing_and_may_be_repeated(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_measured(tmp_path: Path) -> None:
-    """What is not gathered, and an attempt that is over, also while it is being measured."""
+    """What is not gathered or makes no sense, and an attempt that is over, also while it is being measured."""
 
     async def scenario() -> None:
         fleet = Fleet(tmp_path, arrays(0), LAMB())
@@ -204,6 +204,20 @@ def test_what_cannot_be_measured(tmp_path: Path) -> None:
         with pytest.raises(FailedPrecondition, match="lacks the norms of parameter 0"):
             await shard.finish(apply(0))
         assert not shard.arena.unfinished
+        without_rates = apply(0)
+        del without_rates.groups[:]
+        for broken, kind, message in (
+            (apply(1), FailedPrecondition, "told to finish round 1, but here it is round 0"),
+            (apply(0, attempt=1), FailedPrecondition, "round 0 attempt 1, but here"),
+            (apply(0, outcome=round_pb2.OUTCOME_SKIPPED), InvalidArgument, "what is applied, got OUTCOME_SKIPPED"),
+            (round_pb2.Decision(), InvalidArgument, "what is applied, got OUTCOME_UNSPECIFIED"),
+            (without_rates, InvalidArgument, "rates of its 1 groups, got 0"),
+        ):
+            with pytest.raises(kind, match=message):
+                await shard.measure(broken)
+        with pytest.raises(InvalidArgument, match="rates of its 1 groups, got 0"):
+            await shard.finish(without_rates)
+        assert norms(await fleet.measure(apply(0)))[0].parameter == 0
         under_way = asyncio.create_task(shard.measure(apply(0)))
         await asyncio.sleep(0)
         again = asyncio.create_task(fleet.gather(attempt=1))

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from stepd import specs
+from stepd.errors import InvalidArgument
 from stepd.v1 import round_pb2, run_pb2, shard_control_pb2, shard_pb2
 from stepd_server.coordinator.events import Gather, RecordAttempt, Select
 from stepd_server.coordinator.vocabulary import (
@@ -78,7 +79,7 @@ def _nonfinite_from_proto(found: Iterable[round_pb2.NonfiniteContribution]) -> t
 def _part_from_proto(message: round_pb2.NormPart) -> NormPart | None:
     match message.WhichOneof("part"):
         case "powers":
-            return ExactSum.from_proto(message.powers)
+            return _exact_from_proto(message.powers)
         case "maximum":
             return message.maximum
     return None
@@ -206,12 +207,20 @@ def _rates_from_proto(message: round_pb2.GroupRates) -> GroupRates:
 
 
 def measures_from_proto(messages: Iterable[shard_control_pb2.MeasureRoundResponse]) -> Measures:
-    """What a shard found of the norms of tensors."""
-    return {
-        sums.parameter: (ExactSum.from_proto(sums.first), ExactSum.from_proto(sums.second))
-        for message in messages
-        for sums in message.sums
-    }
+    """What a shard found of the norms of tensors; Senseless if it is too much."""
+    found: dict[int, tuple[ExactSum, ExactSum]] = {}
+    for sums in (sums for message in messages for sums in message.sums):
+        if sums.parameter in found:
+            raise Senseless(f"parameter {sums.parameter} is measured twice")
+        found[sums.parameter] = (_exact_from_proto(sums.first), _exact_from_proto(sums.second))
+    return found
+
+
+def _exact_from_proto(message: round_pb2.ExactSum) -> ExactSum:
+    try:
+        return ExactSum.from_proto(message)
+    except InvalidArgument as error:
+        raise Senseless(str(error)) from error
 
 
 def gather_to_proto(run: str, gather: Gather) -> shard_control_pb2.GatherRoundRequest:

@@ -87,7 +87,15 @@ class Extending:
         seal = shard_control_pb2.SealRunRequest(run=run.name, extension=request_id)
         await self._fleet.call_all("SealRun", seal, _SEAL_S)
         # The run may have changed meanwhile, but only in what its owner may change: the group still fits.
-        run.extend(pending)
+        try:
+            run.extend(pending)
+        except Unavailable:
+            raise  # it is asked for again
+        except BaseException:
+            # Shards keep what they have of it until another takes its place: should it be on file after all, a
+            # coordinator that starts again makes it part of the run.
+            self._pending.pop(run.record.run_id, None)
+            raise
         self._pending.pop(run.record.run_id, None)
         logger.info("run %r: has a further group of %d parameters", run.name, len(pending.parameters))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from stepd_server.coordinator.vocabulary import Member, Offer, Receipt, Refusal, Selected, Standing
+from stepd_server.coordinator.vocabulary import Member, Offer, Receipt, Refusal, Selected, Standing, by_rank
 
 
 @dataclass
@@ -87,6 +87,13 @@ class Line:
         """What waits on all of these shards, in order."""
         everywhere = set(shards)
         return [waiting.offer for waiting in self._waiting.values() if waiting.shards >= everywhere]
+
+    def holding_up(self, shards: Iterable[int]) -> tuple[Member, ...]:
+        """Of whom those that wait must not go further ahead: who has had the fewest turns. Nobody if nothing waits."""
+        if not self.offers(shards):
+            return ()
+        slowest = min((standing.turns for standing in self.standings.values()), default=0)
+        return by_rank(member for member, standing in self.standings.items() if standing.turns == slowest)
 
     def take_out(self, member: Member) -> None:
         """Its contribution was selected or refused: it does not wait any more."""

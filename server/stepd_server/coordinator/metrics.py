@@ -11,8 +11,8 @@ from stepd_server.coordinator.tally import REASONS
 from stepd_server.metrics import catalogue
 from stepd_server.metrics.catalogue import Sample
 
-# What can become of a contribution, as in a receipt; the coordinator counts those that a decision names.
-STATUSES = ("accepted", "quarantined")
+# What can become of a contribution, as in a receipt.
+STATUSES = ("accepted", "duplicate", "late", "stale", "quarantined")
 
 
 def samples(runs: Iterable[Run]) -> Iterator[Sample]:

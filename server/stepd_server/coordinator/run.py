@@ -134,6 +134,7 @@ class Run(RunPicture):
                 self._driver.close(action)
             case events.Select():
                 self._driver.select(action)
+                self.tally.refused(action.refused)
             case events.Record(decided, standings):
                 self._store.write_decision(decided, standings)
                 self.tally.decided(decided, self._clocks.steady())

@@ -120,8 +120,12 @@ class RoundsStanding:
 
     @property
     def awaited(self) -> tuple[Member, ...]:
-        """Whose contribution is asked for and not whole on every shard."""
-        return self._attempt.lacking if self._attempt else ()
+        """Whose contribution is asked for and not whole on every shard; where those that wait must not go ahead of the
+        slowest, the slowest."""
+        attempt = self._attempt
+        if attempt is None:
+            return ()
+        return attempt.lacking if not attempt.in_turn or attempt.selected else self._line.holding_up(self._all)
 
     def counted(self, member: Member) -> int:
         """The sequence of the latest of the member's contributions that counts, taken in turn; 0: none."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from stepd_server.coordinator.events import Arrived, Event, MemberJoined, MemberLeft, MemberLost
-from stepd_server.coordinator.vocabulary import Decision, Member, Outcome
+from stepd_server.coordinator.vocabulary import Decision, Member, Outcome, Receipt, Refusal
 
 __all__ = ["REASONS", "Tally", "WorkerTally"]
 
@@ -28,6 +28,7 @@ class WorkerTally:
         waited: seconds from its contributions being whole to their decisions.
         contributions: by status.
         repeated: by shard, how many came again to it.
+        refused: the sequence of the latest that no round took.
     """
 
     member: Member
@@ -35,6 +36,7 @@ class WorkerTally:
     waited: float = 0.0
     contributions: Counter[str] = field(default_factory=Counter)
     repeated: dict[int, int] = field(default_factory=dict)
+    refused: int = 0
 
 
 class Tally:
@@ -80,14 +82,33 @@ class Tally:
             self.skipped[_reason(decision)] += 1
         elif decision.clip_scale < 1.0 or any(group.clip_scale < 1.0 for group in decision.groups):
             self.clipped += 1
-        for status, members in (("accepted", decision.members), ("quarantined", decision.quarantined)):
-            self.contributions[status] += len(members)
+        for status, members in (
+            ("accepted", decision.members),
+            ("quarantined", decision.quarantined),
+            ("late", decision.late),
+        ):
             for member in members:
+                self.contributions[status] += 1
                 if worker := self._of(member):
                     worker.contributions[status] += 1
-                    worker.waited += now - self._whole.get(member, now)
-                    worker.step = decision.step
+                    if status != "late":
+                        worker.waited += now - self._whole.get(member, now)
+                        worker.step = decision.step
         self._whole.clear()
+
+    def refused(self, refusals: Iterable[Refusal]) -> None:
+        """Count contributions that shards are told to refuse, of which they may be told several times.
+
+        Those that have been counted before are not among them: shards recognise most of them by themselves, and say how
+        many there were.
+        """
+        for member, sequence, receipt in refusals:
+            worker = self._of(member)
+            if worker is None or receipt is Receipt.DUPLICATE or sequence <= worker.refused:
+                continue
+            worker.refused = sequence
+            worker.contributions[receipt.value] += 1
+            self.contributions[receipt.value] += 1
 
     def repeated(self, shard: int, counts: Mapping[tuple[str, int], int]) -> None:
         """Take in how often contributions came again to a shard since its process started, by name and incarnation."""
@@ -95,7 +116,9 @@ class Tally:
             number = counts.get((worker.member.worker, worker.member.incarnation), 0)
             if number > worker.repeated.get(shard, 0):  # a shard that was started again counts anew
                 worker.repeated[shard] = number
-                worker.contributions["duplicate"] = max(worker.repeated.values())
+                before, now = worker.contributions["duplicate"], max(worker.repeated.values())
+                worker.contributions["duplicate"] = now
+                self.contributions["duplicate"] += now - before
 
     def counts_of(self, member: Member) -> Mapping[str, int]:
         """What became of a member's contributions, by status."""

@@ -93,8 +93,7 @@ def record(rule: Rule, at: Moment, shaping: Shaping, group: int, scale: float) -
     p, total, g = (recorder.array(name) for name in ("p", "total", "g"))
     buffers = tuple(recorder.array(f"b{i}") for i, _ in enumerate(rule.buffers()))
     scratch = tuple(recorder.array(f"t{i}") for i in range(rule.scratch))
-    shaped: Any = shaping.apply(_as_array(total), group, _as_array(g))
-    np.multiply(shaped, scale, out=_as_array(g))
+    shaping.gradient(_as_array(total), group, scale, _as_array(g))
     block = Block(_as_array(p), _as_array(g), tuple(map(_as_array, buffers)), tuple(map(_as_array, scratch)))
     rule.update(block, at)
     return recorder.program((p.name, total.name, *(b.name for b in buffers))), recorder.constants

@@ -126,7 +126,7 @@ class Step:
         rule, _, scale, *_ = self._groups[span.group]
         piece = self._arena.piece.groups[span.group]
         g, *scratch = self._scratch.rows(1 + rule.scratch, span.stop - span.start)
-        np.multiply(self._shaping.apply(self._total(span), span.group, g), scale, out=g)
+        self._shaping.gradient(self._total(span), span.group, scale, g)
         return Block(
             p=self._arena.parameters[span.start : span.stop],
             g=g,

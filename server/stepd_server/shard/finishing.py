@@ -18,7 +18,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-from stepd.errors import FailedPrecondition
+from stepd.errors import FailedPrecondition, InvalidArgument
 from stepd.rules import Reach
 from stepd.rules.base import Array
 from stepd.v1 import round_pb2
@@ -185,7 +185,12 @@ def resume(arena: Arena, scratch: Scratch) -> None:
 
 
 def gathered_for(arena: Arena, decision: round_pb2.Decision) -> Gathered | None:
-    """What a decision applies, None if nothing; FailedPrecondition if that is not here."""
+    """What a decision applies, None if nothing.
+
+    Raises:
+        FailedPrecondition: it is not here.
+        InvalidArgument: the rates are not those of the groups.
+    """
     if decision.outcome != round_pb2.OUTCOME_APPLIED:
         return None
     gathered, id = arena.gathered.read(), (decision.id.round, decision.id.attempt)
@@ -193,5 +198,12 @@ def gathered_for(arena: Arena, decision: round_pb2.Decision) -> Gathered | None:
         raise FailedPrecondition(
             f"run {arena.piece.spec.name!r}: told to finish round {id[0]} attempt {id[1]}, but here "
             f"{gathered.id if gathered else f'nothing of round {arena.round}'} is gathered"
+        )
+    expected, given = len(arena.piece.groups), len(decision.groups)
+    if given != expected:
+        raise InvalidArgument(
+            f"run {arena.piece.spec.name!r}: a decision has rates of its {expected} groups, got {given}",
+            expected=expected,
+            given=given,
         )
     return gathered

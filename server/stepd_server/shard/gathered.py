@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from stepd_server.shard.journal import Field, Journal
+from stepd_server.shard.lanes import Doubles
 from stepd_server.shard.plan import Bools, Piece
-from stepd_server.shard.sums import Doubles, Shaping
+from stepd_server.shard.sums import Shaping
 
 # Numbers before the limits of groups: round, attempt, version of the layout, divisor.
 _FIRST_LIMIT = 4

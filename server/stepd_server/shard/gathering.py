@@ -16,7 +16,8 @@ import numpy as np
 from stepd.errors import Aborted, FailedPrecondition, InvalidArgument, MissingGradient
 from stepd.rules.base import Array
 from stepd.v1 import round_pb2, run_pb2, shard_control_pb2, shard_pb2
-from stepd_server.shard.coverage import Coverage, Track
+from stepd_server.shard.accumulating import Accumulating, Loops
+from stepd_server.shard.coverage import Track
 from stepd_server.shard.gathered import Gathered
 from stepd_server.shard.plan import Bools, Counts, Piece, Span
 from stepd_server.shard.sums import Shaping, Summing, clip_limit, clip_norm_type
@@ -69,7 +70,12 @@ class Gathering:
     """
 
     def __init__(
-        self, piece: Piece, accumulator: Array, updates: Counts, request: shard_control_pb2.GatherRoundRequest
+        self,
+        piece: Piece,
+        accumulator: Array,
+        updates: Counts,
+        request: shard_control_pb2.GatherRoundRequest,
+        loops: Loops | None = None,
     ) -> None:
         self.id = (request.id.round, request.id.attempt)
         self.deterministic = request.deterministic
@@ -85,13 +91,10 @@ class Gathering:
         self.touched: Bools = np.zeros(len(piece.slices), np.bool_)
         self._order = list(self.contributions.values())
         self._piece = piece
-        self._accumulator = accumulator
         self._updates = updates
         self._clip = request.clip
         self._reduction = request.reduction
-        self._reached = Coverage()
-        self._summing: Summing | None = None
-        self._summed = 0
+        self._sum = Accumulating(piece, accumulator, loops)
         if request.HasField("selected"):
             self.take([request.selected])
 
@@ -171,13 +174,15 @@ class Gathering:
     def add(self, contribution: Contribution, data: Array) -> None:
         """Add the contribution's next elements."""
         assert contribution.track is not None
-        if contribution.nonfinite is None and not _is_finite(data):
-            contribution.nonfinite = self._parameter_of_first_nonfinite(contribution, data)
         # Once something is not finite this attempt is never applied, and the values need go nowhere.
         if contribution.nonfinite is None:
-            with np.errstate(all="ignore"):
-                for start, stop, at in contribution.track.flat(contribution.added, data.size):
-                    self._add_flat(start, data[at : at + stop - start], contribution.weight)
+            others = min((c.frontier for c in self._order if c is not contribution), default=self._piece.size)
+            finite = True
+            for start, stop, at in contribution.track.flat(contribution.added, data.size):
+                part = data[at : at + stop - start]
+                finite &= self._sum.add(start, part, contribution.weight, others, _SPANS_AT_ONCE)
+            if not finite:
+                contribution.nonfinite = self._parameter_of_first_nonfinite(contribution, data)
         contribution.added += data.size
         contribution.frontier = contribution.track.frontier(contribution.added, self._piece.size)
         self._sum_complete()
@@ -198,8 +203,7 @@ class Gathering:
 
     def sum_some(self) -> bool:
         """Sum some of what is complete and has not been summed; whether there may be more."""
-        self._sum_complete()
-        return self.spans is not None and self._summed < len(self.spans)
+        return self.spans is not None and not self._sum_complete()
 
     @property
     def awaited(self) -> list[round_pb2.Member]:
@@ -231,45 +235,26 @@ class Gathering:
         ]
         if nonfinite:
             return round_pb2.GatheredSums(nonfinite=nonfinite)
-        assert self._summing is not None
-        self._summing.finish()
+        summing = self._sum.finish()
         return round_pb2.GatheredSums(
-            run_norms=[part.to_proto() for part in self._summing.run_norms],
-            group_norms=[part.to_proto() if part else round_pb2.NormPart() for part in self._summing.group_norms],
-            overflow=self._summing.overflow,
+            run_norms=[part.to_proto() for part in summing.run_norms],
+            group_norms=[part.to_proto() if part else round_pb2.NormPart() for part in summing.group_norms],
+            overflow=summing.overflow,
         )
 
-    def _add_flat(self, start: int, data: Array, weight: float) -> None:
-        for low, high, reached in self._reached.add(start, start + data.size):
-            piece, target = data[low - start : high - start], self._accumulator[low:high]
-            if not reached and weight == 1.0:
-                np.copyto(target, piece)
-            elif not reached:
-                np.multiply(piece, weight, out=target)
-            elif weight == 1.0:
-                target += piece
-            else:
-                target += piece * weight
-
     def _start_summing(self) -> None:
-        if any(c.track is None for c in self._order):
+        if self.spans is not None or any(c.track is None for c in self._order):
             return
         self.spans = self._piece.spans(self.touched, self._updates)
         group_p = tuple(
             clip_norm_type(g.clip) if g.clip.HasField("max_norm") else None for g in self._piece.spec.groups
         )
-        self._summing = Summing(self._piece.dtype, self.shaping, clip_norm_type(self._clip), group_p)
+        summing = Summing(self._piece.dtype, self.shaping, clip_norm_type(self._clip), group_p)
+        self._sum.begin_sums(self.spans, summing)
 
-    def _sum_complete(self) -> None:
-        """Sum spans that are complete and have not been summed, but no more at once than keeps up with a chunk."""
-        if self._summing is None or self.spans is None:
-            return
-        frontier = min(c.frontier for c in self._order)
-        enough = min(self._summed + _SPANS_AT_ONCE, len(self.spans))
-        while self._summed < enough and self.spans[self._summed].stop <= frontier:
-            span = self.spans[self._summed]
-            self._summing.add(span, self._accumulator[span.start : span.stop])
-            self._summed += 1
+    def _sum_complete(self) -> bool:
+        """Sum what is complete and has not been summed, but no more at once than keeps up with a chunk."""
+        return self._sum.sum_to(min(c.frontier for c in self._order), _SPANS_AT_ONCE)
 
     def _parameter_of_first_nonfinite(self, contribution: Contribution, data: Array) -> int:
         assert contribution.track is not None
@@ -299,12 +284,6 @@ def _checked_weight(weight: float) -> float:
             given=weight,
         )
     return weight
-
-
-def _is_finite(data: Array) -> bool:
-    """Whether all elements are finite: the sum of squares tells nearly always, and costs a fifth of looking at each."""
-    with np.errstate(all="ignore"):
-        return bool(math.isfinite(np.dot(data, data)) or np.isfinite(data).all())
 
 
 def restarted(run: str, round_number: int, attempt: int, *, in_turn: bool | None = None) -> Aborted:

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from stepd.limits import WORKERS_MAX
-from stepd.v1 import round_pb2, shard_control_pb2, shard_pb2
+from stepd.limits import REPEATING_MAX, WORKERS_MAX
+from stepd.v1 import coordinator_pb2, round_pb2, shard_control_pb2, shard_pb2
 from stepd_server.shard.gathering import Gathering, Key, key_of
 
 Name = tuple[Key, int]
@@ -154,3 +154,27 @@ class Counted:
         """The latest of a member's contributions that is known to be counted; 0: none."""
         incarnation, sequence, _ = self._known.get(member.worker, (0, 0, None))
         return sequence if incarnation == member.incarnation else 0
+
+
+class Repeats:
+    """How often contributions came again after they had arrived, by worker; since this process has the run."""
+
+    def __init__(self) -> None:
+        # Incarnation and count. Last is who repeated last.
+        self._counts: dict[str, tuple[int, int]] = {}
+
+    def add(self, member: round_pb2.Member) -> None:
+        """One more of this member."""
+        incarnation, count = self._counts.pop(member.worker, (0, 0))
+        if member.incarnation >= incarnation:
+            same = member.incarnation == incarnation
+            incarnation, count = member.incarnation, count + 1 if same else 1
+        self._counts[member.worker] = (incarnation, count)
+        if len(self._counts) > REPEATING_MAX:
+            del self._counts[next(iter(self._counts))]
+
+    def to_proto(self) -> list[coordinator_pb2.RepeatedContributions]:
+        return [
+            coordinator_pb2.RepeatedContributions(worker=worker, incarnation=incarnation, count=count)
+            for worker, (incarnation, count) in self._counts.items()
+        ]

@@ -6,7 +6,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -120,6 +120,12 @@ class Piece:
     def size(self) -> int:
         """Elements in the flat space."""
         return self.starts[-1]
+
+    @cached_property
+    def block_begins(self) -> Counts:
+        """Where each block begins in the flat space, and where the last one ends. Empty slices have none."""
+        begins = [np.arange(start, stop, self.block, dtype=np.int64) for start, stop in pairwise(self.starts)]
+        return np.concatenate([*begins, np.array([self.size], np.int64)])
 
     @cached_property
     def groups(self) -> tuple[GroupPiece, ...]:

@@ -8,13 +8,14 @@ from typing import Final
 from stepd import wire
 from stepd.errors import InvalidArgument
 from stepd.rules.base import Array
-from stepd.v1 import shard_pb2
+from stepd.v1 import round_pb2, shard_pb2
 from stepd_server.shard.gathering import Contribution, Gathering, as_array, check_ranges, restarted
 from stepd_server.shard.holding import Receipt
 from stepd_server.shard.loading import cut_short
 from stepd_server.shard.pulling import Pulling
 
 _ACCEPTED: Final = shard_pb2.RECEIPT_STATUS_ACCEPTED
+_DUPLICATE: Final = shard_pb2.RECEIPT_STATUS_DUPLICATE
 
 
 class Pushing(Pulling):
@@ -32,10 +33,10 @@ class Pushing(Pulling):
             receipt, gathering = self._fate(header), self._gathering
             assert receipt is not None
             if gathering is None or receipt.status != _ACCEPTED:
-                return self._receipt(receipt)
+                return self._receipt(receipt, header.member)
             contribution = gathering.begin(header)
             if contribution.whole:
-                return self._receipt(Receipt(shard_pb2.RECEIPT_STATUS_DUPLICATE, receipt.id))
+                return self._receipt(Receipt(_DUPLICATE, receipt.id), header.member)
             contribution.streams += 1
             self.phases.began(gathering.id)
         try:
@@ -44,7 +45,7 @@ class Pushing(Pulling):
             contribution.streams -= 1
             gathering.changes += 1
             self._changed.notify()
-        return self._receipt(receipt)
+        return self._receipt(receipt, header.member)
 
     async def _bring(self, gathering: Gathering, contribution: Contribution, chunks: AsyncIterator[wire.Chunk]) -> None:
         assert contribution.track is not None
@@ -117,7 +118,9 @@ class Pushing(Pulling):
                 given=0,
             )
 
-    def _receipt(self, receipt: Receipt) -> shard_pb2.PushResponse:
+    def _receipt(self, receipt: Receipt, member: round_pb2.Member) -> shard_pb2.PushResponse:
+        if receipt.status == _DUPLICATE:
+            self.repeats.add(member)
         response = shard_pb2.PushResponse(status=receipt.status, id=receipt.id, step=self.arena.step)
         if self._gathering is not None:
             response.in_turn = self._gathering.in_turn

@@ -8,9 +8,10 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Final
 
 from stepd import wire
-from stepd.errors import Aborted, FailedPrecondition, Unavailable
+from stepd.errors import Aborted, FailedPrecondition, InvalidArgument, Unavailable
 from stepd.limits import WAIT_S
 from stepd.v1 import round_pb2, shard_control_pb2
+from stepd_server.kernels.arriving import loops
 from stepd_server.shard.applying import Step, without_norms
 from stepd_server.shard.arena import Arena
 from stepd_server.shard.extending import Extension
@@ -38,6 +39,7 @@ class ShardRun(Pushing):
         self.extension: Extension | None = None
         self._loaded = 0
         self._scratch = Scratch(arena.piece)
+        loops(arena.piece.dtype, arena.piece.size)  # to be there when the first contribution comes
         self._take_up()
 
     def _take_up(self) -> None:
@@ -90,7 +92,8 @@ class ShardRun(Pushing):
         if self._gathering is None or self._gathering.id < id:
             arena = self.arena
             arena.gathered.clear()
-            self._gathering = Gathering(arena.piece, arena.accumulator, arena.updates, request)
+            compiled = loops(arena.piece.dtype, arena.piece.size)
+            self._gathering = Gathering(arena.piece, arena.accumulator, arena.updates, request, compiled)
             self._changed.notify()
         gathering = self._gathering
         telling = Telling(gathering, self._holding)
@@ -145,6 +148,9 @@ class ShardRun(Pushing):
             raise restarted(self.name, *gathering.id)
         if gathering is None:
             raise Unavailable(f"run {self.name!r}: nothing is gathered since the shard was started")
+        if draft.outcome != round_pb2.OUTCOME_APPLIED:
+            outcome = round_pb2.Outcome.Name(draft.outcome)
+            raise InvalidArgument(f"run {self.name!r}: norms are found for what is applied, got {outcome}")
         self._check_decision(draft)
         assert gathering.spans is not None
         step = Step(self.arena, gathering.shaping, draft, self._scratch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,10 +13,9 @@ from stepd.limits import BLOCK_ELEMENTS
 from stepd.rules.base import Array
 from stepd.v1 import round_pb2, run_pb2
 from stepd_server.exact import ExactSum
-from stepd_server.shard.plan import Counts, Span
+from stepd_server.shard.lanes import Doubles, block_sums
+from stepd_server.shard.plan import Span
 from stepd_server.shard.scratch import aligned_empty
-
-Doubles = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,24 @@ class Shaping:
     divisor: float
     limits: tuple[float, ...]
 
-    def apply(self, total: Array, group: int, out: Array) -> Array:
-        """The gradient of elements of one group, in `out`; or `total` itself if it is the gradient."""
+    def gradient(self, total: Array, group: int, scale: float, out: Array) -> Array:
+        """The gradient of elements of one group, times `scale`, in `out`: one multiplication unless it is limited."""
         limit = self.limits[group]
-        if self.divisor != 1.0:
-            total = np.multiply(total, 1.0 / self.divisor, out=out)
-        if limit != math.inf:
-            total = np.clip(total, -limit, limit, out=out)
-        return total
+        if limit == math.inf:
+            return np.multiply(total, scale / self.divisor, out=out)
+        return np.multiply(self._limited(total, limit, out), scale, out=out)
+
+    def measured(self, total: Array, group: int, out: Array) -> Array:
+        """What the norm is taken of, which is to be multiplied by `unit`: `total` itself, or what is put in `out`."""
+        limit = self.limits[group]
+        return total if limit == math.inf else self._limited(total, limit, out)
+
+    def unit(self, group: int) -> float:
+        """What makes a norm of `measured` one of the gradient: dividing takes no pass over the elements."""
+        return 1.0 / self.divisor if self.limits[group] == math.inf else 1.0
+
+    def _limited(self, total: Array, limit: float, out: Array) -> Array:
+        return np.clip(np.multiply(total, 1.0 / self.divisor, out=out), -limit, limit, out=out)
 
 
 @dataclass
@@ -57,8 +67,8 @@ class NormPart:
 class Summing:
     """Sums over spans as they are completed.
 
-    Every block gives one double, summed pairwise by NumPy over the same elements on any shard count; the doubles are
-    added exactly. So the norm has the same bits however the run is divided.
+    Every block gives one double, summed over the same elements in the same order (lanes.py) on any shard count; the
+    doubles are added exactly. So the norm has the same bits however the run is divided.
     """
 
     def __init__(self, dtype: np.dtype[Any], shaping: Shaping, run_p: float, group_p: tuple[float | None, ...]) -> None:
@@ -71,20 +81,42 @@ class Summing:
         (self._shaped,) = aligned_empty(1, BLOCK_ELEMENTS, dtype)
         (self._wide,) = aligned_empty(1, BLOCK_ELEMENTS, np.dtype(np.float64))
 
+    @property
+    def squares(self) -> bool:
+        """Whether all that is wanted are sums of squares."""
+        return all(norm is None or norm.p == 2.0 for norm in (*self.run_norms, *self.group_norms))
+
     def add(self, span: Span, total: Array) -> None:
         """Take in a span of the sum of all contributions."""
-        with np.errstate(all="ignore"):
-            g = self.shaping.apply(total, span.group, self._shaped[: total.size])
-            self._add(self.run_norms[span.group], span.blocks, g)
-            own = self.group_norms[span.group]
-            if own is not None:
-                self._add(own, span.blocks, g)
+        g = self.shaping.measured(total, span.group, self._shaped[: total.size])
+        for norm in self._norms(span.group):
+            self._add(norm, span, g)
 
-    def _add(self, norm: NormPart, blocks: Counts, g: Array) -> None:
+    def take(self, group: int, squares: Doubles, block: Callable[[int], Array]) -> None:
+        """Take in the sums of squares of blocks of one group.
+
+        Args:
+            group: index of the group.
+            squares: of what `measured` gives, by block.
+            block: gives the sum of contributions of one of them, by its place in `squares`.
+        """
+        for at in np.flatnonzero(~np.isfinite(squares)).tolist():
+            total = block(at)
+            if not np.isfinite(self.shaping.measured(total, group, np.empty_like(total))).all():
+                self.overflow = True
+                return
+        for norm in self._norms(group):
+            self._collect(norm, group, squares)
+
+    def _norms(self, group: int) -> list[NormPart]:
+        own = self.group_norms[group]
+        return [self.run_norms[group]] if own is None else [self.run_norms[group], own]
+
+    def _add(self, norm: NormPart, span: Span, g: Array) -> None:
         wide = self._wide[: g.size]
         np.copyto(wide, g)
         if norm.p == math.inf:
-            largest = float(np.abs(wide, out=wide).max())
+            largest = float(np.abs(wide, out=wide).max()) * self.shaping.unit(span.group)
             if math.isfinite(largest):
                 norm.maximum = max(norm.maximum, largest)
             else:
@@ -96,10 +128,14 @@ class Summing:
             np.abs(wide, out=wide)
             if norm.p != 1.0:
                 np.power(wide, norm.p, out=wide)
-        terms = np.add.reduceat(wide, blocks)
+        terms = block_sums(wide, span.blocks)
         if not np.isfinite(terms).all() and not np.isfinite(g).all():
             self.overflow = True
             return
+        self._collect(norm, span.group, terms)
+
+    def _collect(self, norm: NormPart, group: int, terms: Doubles) -> None:
+        terms = terms * self.shaping.unit(group) ** norm.p
         # Adding exactly has a cost for each call: collect, and add once at the end.
         self._terms.setdefault(id(norm), (norm, []))[1].append(terms)
 

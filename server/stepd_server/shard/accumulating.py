@@ -1,0 +1,240 @@
+"""The sum of contributions as it grows, and what it adds up to as it is completed. No I/O, no waiting.
+
+With `stepd[fast]` every element is touched once, when it arrives. Without it NumPy does the same to the bit, over parts
+that stay in the processor's cache from one pass to the next.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Final, Protocol
+
+import numpy as np
+
+from stepd.limits import BLOCK_ELEMENTS
+from stepd.rules.base import Array
+from stepd_server.shard.coverage import Coverage
+from stepd_server.shard.lanes import LANES, fold
+from stepd_server.shard.plan import Piece, Span
+from stepd_server.shard.sums import Summing
+
+# Elements that are looked at, added and summed together: they and what is made of them fit a second-level cache.
+_ELEMENTS_AT_ONCE: Final = BLOCK_ELEMENTS
+_LANE_BYTES: Final = LANES * 8
+
+
+class Loops(Protocol):
+    """Compiled loops: functions as `kernels/gather.py` has them."""
+
+    def __getitem__(self, form: tuple[bool, bool, bool, bool, bool]) -> Any:
+        """For what arrives, weighted, reached, complete, limited."""
+
+
+class Accumulating:
+    """The accumulator of one attempt.
+
+    Elements are completed in the order of the flat space: what lies below everybody's frontier.
+    """
+
+    def __init__(self, piece: Piece, accumulator: Array, loops: Loops | None = None) -> None:
+        self._piece = piece
+        self._accumulator = accumulator
+        self._reached = Coverage()
+        self._spans: Sequence[Span] = ()
+        self._summing: Summing | None = None
+        # The first span that is not summed, and the flat place up to which everything is.
+        self._next = 0
+        self._summed = 0
+        self._compiled = _Compiled(piece, accumulator, loops) if loops is not None else None
+
+    def begin_sums(self, spans: Sequence[Span], summing: Summing) -> None:
+        """From now on what is complete is summed.
+
+        Args:
+            spans: of what the contributions hold.
+            summing: where to.
+        """
+        self._spans = spans
+        self._summing = summing
+        if self._compiled is not None and summing.squares:
+            self._compiled.begin_sums(summing)
+
+    def add(self, start: int, data: Array, weight: float, others: int, spans: int | None = None) -> bool:
+        """Add the elements from `start` on of one contribution, times a weight.
+
+        Args:
+            start: in the flat space.
+            data: the elements.
+            weight: of the contribution.
+            others: the least frontier of all other contributions.
+            spans: sum at most so many beyond these elements.
+
+        Returns:
+            Whether they are finite. If not, the sum means nothing any more.
+        """
+        if self._compiled is None:
+            return self._add_by_parts(start, data, weight, others, spans)
+        # What this contribution has passed over may be complete.
+        self.sum_to(min(start, others), spans)
+        compiled, finite = self._compiled, True
+        for low, high, reached in self._reached.add(start, start + data.size):
+            part, middle = data[low - start : high - start], low
+            if compiled.sums and self._summed == low:
+                middle = max(low, min(high, others))
+            if low < middle:
+                finite &= compiled.add(low, part[: middle - low], weight, reached, complete=True)
+                self._summed = middle
+            if middle < high:
+                finite &= compiled.add(middle, part[middle - low :], weight, reached, complete=False)
+        return finite
+
+    def sum_to(self, frontier: int, spans: int | None = None) -> bool:
+        """Sum what is complete and has not been summed.
+
+        Args:
+            frontier: the flat place up to which everything is complete.
+            spans: at most so many.
+
+        Returns:
+            Whether everything is summed.
+        """
+        if self._summing is None:
+            return False
+        enough = len(self._spans) if spans is None else min(self._next + spans, len(self._spans))
+        with np.errstate(all="ignore"):
+            while self._next < enough:
+                span = self._spans[self._next]
+                if self._compiled is not None and self._compiled.sums:
+                    low, high = max(span.start, self._summed), min(span.stop, frontier)
+                    if low < high:
+                        self._compiled.sum(low, high)
+                        self._summed = high
+                elif span.stop <= frontier:
+                    self._summing.add(span, self._accumulator[span.start : span.stop])
+                if span.stop > frontier:
+                    break
+                self._next += 1
+        if self._next < len(self._spans):
+            self._summed = max(self._summed, min(frontier, self._spans[self._next].start))
+        return self._next == len(self._spans)
+
+    def finish(self) -> Summing:
+        """The sums of everything."""
+        assert self._summing is not None
+        if self._compiled is not None and self._compiled.sums:
+            self._compiled.finish(self._summing)
+        self._summing.finish()
+        return self._summing
+
+    def _add_by_parts(self, start: int, data: Array, weight: float, others: int, spans: int | None) -> bool:
+        with np.errstate(all="ignore"):
+            for at in range(0, data.size, _ELEMENTS_AT_ONCE):
+                part, low = data[at : at + _ELEMENTS_AT_ONCE], start + at
+                if not _is_finite(part):
+                    return False
+                self._merge(low, part, weight)
+                self.sum_to(min(low + part.size, others), spans)
+        return True
+
+    def _merge(self, start: int, data: Array, weight: float) -> None:
+        for low, high, reached in self._reached.add(start, start + data.size):
+            part, target = data[low - start : high - start], self._accumulator[low:high]
+            if not reached and weight == 1.0:
+                np.copyto(target, part)
+            elif not reached:
+                np.multiply(part, weight, out=target)
+            elif weight == 1.0:
+                target += part
+            else:
+                target += part * weight
+
+
+class _Compiled:
+    """The same by compiled loops.
+
+    Attributes:
+        sums: whether they sum.
+    """
+
+    def __init__(self, piece: Piece, accumulator: Array, loops: Loops) -> None:
+        self._piece = piece
+        self._accumulator = accumulator
+        self._loops = loops
+        self._begins: list[int] = piece.block_begins.tolist()
+        # Addresses are asked for once: NumPy takes as long for each as for a small loop.
+        self._begins_at = piece.block_begins.ctypes.data
+        self._accumulator_at = accumulator.ctypes.data
+        self.sums = False
+        self._lanes = np.zeros((0, LANES))
+        self._lanes_at = 0
+        # By group: whether there is a limit; weight, factor and limits.
+        self._limited = [False]
+        self._constants: list[Array] = []
+
+    def begin_sums(self, summing: Summing) -> None:
+        shaping = summing.shaping
+        self.sums = True
+        self._limited = [limit != math.inf for limit in shaping.limits]
+        self._constants = [
+            np.array((1.0, 1.0 / shaping.divisor, -limit, limit), self._piece.dtype) for limit in shaping.limits
+        ]
+        self._lanes = np.zeros((len(self._begins) - 1, LANES))
+        self._lanes_at = self._lanes.ctypes.data
+
+    def add(self, start: int, data: Array, weight: float, reached: bool, *, complete: bool) -> bool:
+        """Add elements; give whether they are finite."""
+        if not complete:
+            constants = np.array((weight, 1.0, 1.0, 1.0), self._piece.dtype)
+            function = self._loops[True, weight != 1.0, reached, False, False]
+            return not self._call(function, data.ctypes.data, start, start + data.size, constants)
+        data_at, size, bad = data.ctypes.data, data.itemsize, 0
+        for group, low, high in self._by_group(start, start + data.size):
+            constants = self._constants[group]
+            constants[0] = weight
+            function = self._loops[True, weight != 1.0, reached, True, self._limited[group]]
+            bad |= self._call(function, data_at + (low - start) * size, low, high, constants)
+        return not bad
+
+    def sum(self, start: int, stop: int) -> None:
+        """Sum elements that are there."""
+        for group, low, high in self._by_group(start, stop):
+            function = self._loops[False, False, False, True, self._limited[group]]
+            self._call(function, 0, low, high, self._constants[group])
+
+    def finish(self, summing: Summing) -> None:
+        """Hand over the sums of all blocks: of those that nobody has touched they are nothing."""
+        for index, group in enumerate(self._piece.groups):
+            first, last = (bisect_left(self._begins, place) for place in (group.start, group.stop))
+            if first < last:
+                summing.take(index, fold(self._lanes[first:last]), partial(self._block, first))
+
+    def _block(self, first: int, at: int) -> Array:
+        return self._accumulator[self._begins[first + at] : self._begins[first + at + 1]]
+
+    def _by_group(self, start: int, stop: int) -> list[tuple[int, int, int]]:
+        groups = self._piece.groups
+        if len(groups) == 1:
+            return [(0, start, stop)]
+        parts = [(i, max(start, group.start), min(stop, group.stop)) for i, group in enumerate(groups)]
+        return [part for part in parts if part[1] < part[2]]
+
+    def _call(self, function: Any, data_at: int, start: int, stop: int, constants: Array) -> int:
+        block = bisect_right(self._begins, start) - 1
+        bad: int = function(
+            data_at,
+            self._accumulator_at + start * self._accumulator.itemsize,
+            start,
+            stop,
+            self._begins_at + 8 * block,
+            self._lanes_at + _LANE_BYTES * block,
+            constants.ctypes.data,
+        )
+        return bad
+
+
+def _is_finite(data: Array) -> bool:
+    """Whether all elements are finite: the sum of squares tells nearly always, and costs a fifth of looking at each."""
+    return bool(math.isfinite(np.dot(data, data)) or np.isfinite(data).all())

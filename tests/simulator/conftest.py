@@ -1,0 +1,17 @@
+"""For all tests of worlds."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture
+def still() -> Iterator[None]:
+    """No garbage collector: it would run finalizers at any moment, which is no part of a history."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()

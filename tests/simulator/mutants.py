@@ -1,0 +1,242 @@
+"""Ways to break what the promises stand on, each of which the worlds must find.
+
+They are put over the real code, so that they stay true as it changes: what is replaced here must be there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final, TypeAlias
+
+import pytest
+
+from stepd.exchange import Exchange
+from stepd.streams import RunStreams
+from stepd.v1 import shard_pb2
+from stepd_server.coordinator import events
+from stepd_server.coordinator.membership import Membership
+from stepd_server.coordinator.rounds import Rounds
+from stepd_server.coordinator.run import Run
+from stepd_server.coordinator.store import RunStore
+from stepd_server.coordinator.vocabulary import RoundId
+from stepd_server.shard import finishing, gathering, run
+from stepd_server.shard.gathered import GatheredFile
+from stepd_server.shard.gathering import Gathering
+from stepd_server.shard.journal import Field, Journal
+from stepd_server.shard.remembering import Remembering
+from stepd_server.shard.run import ShardRun
+from tests.simulator.drawing import Theme
+from tests.simulator.loop import running
+
+Break: TypeAlias = Callable[[pytest.MonkeyPatch], None]
+
+# By name: what breaks it, and the theme of worlds in which that is to be found soon.
+MUTANTS: Final[dict[str, tuple[Break, Theme]]] = {}
+
+
+def mutant(theme: Theme) -> Callable[[Break], Break]:
+    def put(function: Break) -> Break:
+        MUTANTS[function.__name__] = (function, theme)
+        return function
+
+    return put
+
+
+# --- A shard's step -----------------------------------------------------------------------------------------------
+
+
+@mutant("steps")
+def what_was_half_done_is_not_undone(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(finishing, "put_back", lambda *_: None)
+
+
+@mutant("steps")
+def progress_is_not_written_down(patch: pytest.MonkeyPatch) -> None:
+    store = Journal.store
+
+    def forget(journal: Journal, field: Field, value: int) -> None:
+        if field is not Field.PROGRESS or value <= 0:
+            store(journal, field, value)
+
+    patch.setattr(Journal, "store", forget)
+
+
+@mutant("steps")
+def intent_is_not_written_down(patch: pytest.MonkeyPatch) -> None:
+    """Until the end: a step that was begun looks as if it never was."""
+    store = Journal.store
+
+    def late(journal: Journal, field: Field, value: int) -> None:
+        if field is Field.ROUND:
+            store(journal, Field.INTENT, value)
+        if field is not Field.INTENT:
+            store(journal, field, value)
+
+    def end(self: Any) -> None:
+        store(self._journal, Field.INTENT, self._arena.round + 1)
+        whole(self)
+
+    whole = finishing.Finishing.end
+    patch.setattr(Journal, "store", late)
+    patch.setattr(finishing.Finishing, "end", end)
+
+
+@mutant("steps")
+def the_decision_of_a_step_is_not_remembered(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Remembering, "read", lambda _: None)
+
+
+@mutant("steps")
+def sums_are_reported_before_they_are_kept(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(GatheredFile, "write", lambda *_: None)
+
+
+@mutant("steps")
+def a_step_that_was_begun_is_not_finished(patch: pytest.MonkeyPatch) -> None:
+    def forget(arena: Any, _: Any) -> None:
+        arena.journal.store(Field.INTENT, arena.round)
+
+    patch.setattr(run, "resume", forget)
+
+
+@mutant("reads")
+def readers_read_on_while_a_step_is_applied(patch: pytest.MonkeyPatch) -> None:
+    async def go_on(_: ShardRun) -> None: ...
+
+    patch.setattr(ShardRun, "_send_readers_away", go_on)
+
+
+# --- Contributions ------------------------------------------------------------------------------------------------
+
+
+@mutant("links")
+def what_comes_again_is_added_again(patch: pytest.MonkeyPatch) -> None:
+    begin = Gathering.begin
+
+    def anew(self: Gathering, header: shard_pb2.PushHeader) -> Any:
+        contribution = begin(self, header)
+        contribution.added, contribution.whole = 0, False
+        return contribution
+
+    patch.setattr(Gathering, "begin", anew)
+
+
+@mutant("kills")
+def what_an_old_attempt_brought_counts_in_the_new_one(patch: pytest.MonkeyPatch) -> None:
+    take_in = Rounds._take_in
+
+    def take(self: Rounds, event: Any) -> None:
+        take_in(self, replace(event, id=self.id) if event.id.round == self.id.round else event)
+
+    patch.setattr(Rounds, "_take_in", take)
+
+
+@mutant("links")
+def sums_by_rank_are_added_as_they_come(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Gathering, "turn", lambda *_: True)
+
+
+@mutant("links")
+def ranges_are_summed_before_all_are_there(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(gathering.Gathering, "complete", property(lambda self: any(c.whole for c in self._order)))
+
+
+@mutant("reads")
+def shards_are_read_at_whatever_step_they_are(patch: pytest.MonkeyPatch) -> None:
+    async def agree(self: RunStreams, headers: Any, *_: Any, **__: Any) -> Any:
+        return headers
+
+    patch.setattr(RunStreams, "agree", agree)
+
+
+# --- The coordinator ----------------------------------------------------------------------------------------------
+
+
+@mutant("kills")
+def a_decision_is_told_before_it_is_recorded(patch: pytest.MonkeyPatch) -> None:
+    perform = Run._perform
+
+    def late(self: Run, action: events.Action) -> None:
+        if not isinstance(action, events.Record):
+            perform(self, action)
+            return
+
+        def record() -> None:
+            process = running()
+            if process is not None and not process.dead:
+                perform(self, action)
+
+        asyncio.get_running_loop().call_later(0.02, record)
+
+    patch.setattr(Run, "_perform", late)
+
+
+@mutant("kills")
+def a_round_that_starts_over_is_the_same_attempt(patch: pytest.MonkeyPatch) -> None:
+    def again(self: Rounds) -> None:
+        self._attempt = None
+
+    patch.setattr(Rounds, "_start_over", again)
+
+
+@mutant("kills")
+def attempts_are_not_recorded(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(RunStore, "next_attempt", _first_attempt)
+
+
+def _first_attempt(store: RunStore) -> events.RecordAttempt:
+    last = store.last_decision
+    return events.RecordAttempt(RoundId(last.id.round + 1 if last else 0, 0))
+
+
+@mutant("kills")
+def leases_never_run_out(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Membership, "expire", lambda *_: [])
+
+
+@mutant("kills")
+def a_member_that_is_lost_is_waited_for(patch: pytest.MonkeyPatch) -> None:
+    def keep(self: Rounds, member: Any) -> None:
+        self._since.pop(member, None)
+
+    patch.setattr(Rounds, "_lose", keep)
+
+
+@mutant("reads")
+def rounds_go_on_before_all_shards_have_finished(patch: pytest.MonkeyPatch) -> None:
+    conclude = Rounds._conclude
+
+    def hurry(self: Rounds, decision: Any) -> None:
+        conclude(self, decision)
+        self._unfinished = set()
+
+    patch.setattr(Rounds, "_conclude", hurry)
+
+
+@mutant("kills")
+def a_shard_that_is_back_is_not_told_what_it_missed(patch: pytest.MonkeyPatch) -> None:
+    take_back = Rounds._take_back
+
+    def silent(self: Rounds, event: Any) -> None:
+        before = len(self._actions)
+        take_back(self, event)
+        self._actions[before:] = [one for one in self._actions[before:] if not isinstance(one, events.Finish)]
+
+    patch.setattr(Rounds, "_take_back", silent)
+
+
+# --- Workers ------------------------------------------------------------------------------------------------------
+
+
+@mutant("kills")
+def an_answer_that_was_lost_makes_a_new_contribution(patch: pytest.MonkeyPatch) -> None:
+    start_over = Exchange._restarted
+
+    async def forget(self: Exchange, contribution: Any, error: Any) -> None:
+        await start_over(self, contribution, error)
+        contribution.round += 1
+        self._next = contribution.round + 1
+
+    patch.setattr(Exchange, "_restarted", forget)

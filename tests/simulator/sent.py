@@ -1,0 +1,174 @@
+"""What went out to shards, put together again from its streams: contributions, and states of the optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from stepd import wire
+from stepd.definitions import RunSpec
+from stepd.layout import Slice, flat_starts, slices_of
+from stepd.v1 import run_pb2, shard_pb2
+
+Array = np.ndarray[Any, Any]
+
+# What a worker has sent: (name, incarnation, round, attempt).
+Key = tuple[str, int, int, int]
+
+
+@dataclass
+class Sent:
+    """One contribution as it went out, put together again from its streams.
+
+    Attributes:
+        layout: version of the layout that it goes by.
+        flat: by shard, its values in the shard's flat space.
+        there: by shard, which of them have been sent.
+        ranges: by shard, which were to be sent.
+    """
+
+    weight: float
+    layout: int
+    flat: dict[int, Array]
+    there: dict[int, Array]
+    ranges: dict[int, tuple[tuple[int, int], ...]]
+
+
+class Contradiction(Exception):
+    """Something that must not be; says what."""
+
+
+class Contributions:
+    """All contributions of a history, by what they were named."""
+
+    def __init__(self, layouts: Iterable[run_pb2.Layout]) -> None:
+        self._slices = {layout.version: [slices_of(shard) for shard in layout.shards] for layout in layouts}
+        self._sent: dict[Key, Sent] = {}
+
+    def _starts(self, sent: Sent, shard: int) -> list[int]:
+        return list(flat_starts(self._slices[sent.layout][shard]))
+
+    def add(self, shard: int, messages: Iterable[bytes]) -> None:
+        """One stream to one shard, as far as it was sent."""
+        header: Any = None
+        sent = Sent(1.0, 0, {}, {}, {})
+        for raw in messages:
+            message = wire.decode_push(raw)
+            if isinstance(message, shard_pb2.PushHeader):
+                header = message
+                sent = self._begin(shard, header)
+            else:
+                self._put(sent, shard, message, header)
+
+    def _begin(self, shard: int, header: shard_pb2.PushHeader) -> Sent:
+        key = (header.member.worker, header.member.incarnation, header.id.round, header.id.attempt)
+        sent = self._sent.get(key)
+        # By an older layout it is refused everywhere, and comes again by the new one.
+        if sent is None or sent.layout < header.layout_version:
+            sent = self._sent[key] = Sent(header.weight, header.layout_version, {}, {}, {})
+        elif sent.layout > header.layout_version:
+            sent = Sent(header.weight, header.layout_version, {}, {}, {})
+        ranges = tuple((r.start, r.start + r.count) for r in header.ranges)
+        size = self._starts(sent, shard)[-1]
+        if shard not in sent.flat:
+            sent.flat[shard] = np.zeros(size, np.float32)
+            sent.there[shard] = np.zeros(size, np.bool_)
+            sent.ranges[shard] = ranges
+        if sent.ranges[shard] != ranges or sent.weight != header.weight:
+            raise Contradiction(f"{key} was sent with other ranges or another weight")
+        return sent
+
+    def _put(self, sent: Sent, shard: int, chunk: wire.Chunk, header: shard_pb2.PushHeader) -> None:
+        data = np.frombuffer(chunk.data, np.float32)
+        places = np.concatenate([np.arange(a, b) for a, b in sent.ranges[shard]])[chunk.offset :][: data.size]
+        flat, there = sent.flat[shard], sent.there[shard]
+        again = there[places]
+        if not np.array_equal(flat[places][again].view(np.int32), data[again].view(np.int32)):
+            raise Contradiction(f"{header.member.worker} sent other bytes under the name {header.id}")
+        flat[places] = data
+        there[places] = True
+
+    def tensors(self, key: Key) -> tuple[dict[int, Array], float]:
+        """By parameter, flat: what the contribution of that name held; and its weight."""
+        sent = self._sent.get(key)
+        if sent is None or len(sent.flat) < len(self._slices[sent.layout]):
+            raise Contradiction(f"{key} was counted and never sent to all shards")
+        of_shards = self._slices[sent.layout]
+        sizes: dict[int, int] = {}
+        for slices in of_shards:
+            for piece in slices:
+                sizes[piece.parameter] = sizes.get(piece.parameter, 0) + piece.count
+        found: dict[int, Array] = {}
+        for shard, slices in enumerate(of_shards):
+            for piece, start in zip(slices, self._starts(sent, shard), strict=False):
+                if not any(a <= start and start + piece.count <= b for a, b in sent.ranges[shard]):
+                    continue
+                if not sent.there[shard][start : start + piece.count].all():
+                    raise Contradiction(f"{key} was counted and not wholly sent")
+                tensor = found.setdefault(piece.parameter, np.zeros(sizes[piece.parameter], np.float32))
+                tensor[piece.start : piece.start + piece.count] = sent.flat[shard][start : start + piece.count]
+        return found, sent.weight
+
+    def bytes_of(self, key: Key) -> bytes:
+        """What tells contributions apart."""
+        tensors, _ = self.tensors(key)
+        return b"".join(id_.to_bytes(4, "little") + tensor.tobytes() for id_, tensor in sorted(tensors.items()))
+
+
+@dataclass
+class Kept:
+    """What the rule of one parameter keeps."""
+
+    updates: int
+    scalars: tuple[float, ...]
+    buffers: list[Array]
+
+
+class States:
+    """All states of the optimizer that were sent, by their ids."""
+
+    def __init__(self) -> None:
+        self._headers: dict[tuple[str, int], shard_pb2.StageStateHeader] = {}
+        self._data: dict[tuple[str, int], dict[int, bytes]] = {}
+
+    def add(self, shard: int, messages: Iterable[bytes]) -> None:
+        """One stream to one shard, as far as it was sent."""
+        key = ("", shard)
+        for raw in messages:
+            message = wire.decode_stage(raw)
+            if isinstance(message, wire.Chunk):
+                self._data[key][message.offset] = bytes(message.data)
+            else:
+                key = (message.state_id, shard)
+                self._headers[key] = message
+                self._data[key] = {}
+
+    def kept(self, state_id: str, layout: run_pb2.Layout, spec: RunSpec) -> dict[int, Kept]:
+        """By parameter."""
+        found: dict[int, Kept] = {}
+        for shard, pieces in enumerate(layout.shards):
+            self._read((state_id, shard), slices_of(pieces), spec, found)
+        return found
+
+    def _read(self, key: tuple[str, int], slices: list[Slice], spec: RunSpec, found: dict[int, Kept]) -> None:
+        if key not in self._headers:
+            raise Contradiction(f"the state {key} is in use and was never sent")
+        header = self._headers[key]
+        data = np.frombuffer(b"".join(part for _, part in sorted(self._data[key].items())), np.float32)
+        scalars = iter(header.scalars)
+        for piece, updates in zip(slices, header.updates, strict=True):
+            rule = spec.groups[spec.parameters[piece.parameter].group].optimizer
+            own = tuple(next(scalars) for _ in rule.scalars())
+            size = int(np.prod(spec.parameters[piece.parameter].shape, dtype=int))
+            found.setdefault(piece.parameter, Kept(updates, own, [np.zeros(size, np.float32) for _ in rule.buffers()]))
+        at = 0
+        for index, group in enumerate(spec.groups):
+            of_group = [piece for piece in slices if spec.parameters[piece.parameter].group == index]
+            for buffer in range(len(group.optimizer.buffers())):
+                for piece in of_group:
+                    target = found[piece.parameter].buffers[buffer]
+                    target[piece.start : piece.start + piece.count] = data[at : at + piece.count]
+                    at += piece.count
