@@ -224,6 +224,10 @@ class Driver:
         async for message in call:
             if not message.HasField("sums"):
                 self._tell(_progress(shard, id_, message))
+                if self._gathers.get(shard) is not asyncio.current_task():
+                    # What it told has opened another attempt; made again, this call would be refused for good.
+                    call.cancel()
+                    return
                 continue
             self._tell(Gathered(shard, id_, convert.sums_from_proto(message.sums, groups)))
             # Read to the end: dropping the call would cancel it on the shard.
