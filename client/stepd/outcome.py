@@ -34,7 +34,7 @@ async def decision_of(
     if known:
         return max(known, key=lambda decision: decision.id.round)
     return round_pb2.Decision(
-        id=contribution.id,
+        id=None if contribution.round < 0 else contribution.id,
         outcome=round_pb2.OUTCOME_APPLIED,
         step=max((header.step for header in headers.values()), default=state.step),
         groups=[round_pb2.GroupRates(lr=rate, clip_scale=1) for rate in state.rates],
