@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from stepd.policies import Async, Sync
 from stepd.specs import run_from_proto
 from stepd_server.coordinator.store import RunRecord
 from stepd_server.coordinator.vocabulary import Decision, Outcome
@@ -12,7 +13,7 @@ from tests.simulator.changes import added_masters
 from tests.simulator.model import Model
 from tests.simulator.readers import Read
 from tests.simulator.scenario import Scenario
-from tests.simulator.sent import Contradiction, Contributions, Key, States
+from tests.simulator.sent import Contradiction, Contributions, Key, States, key_of
 from tests.simulator.world import World, history
 
 
@@ -77,7 +78,7 @@ def _count(world: World, contributions: Contributions) -> list[str]:
     problems = []
     for decision in world.course.decisions:
         for member in decision.members if decision.outcome is Outcome.APPLIED else ():
-            key = (member.worker, member.incarnation, *decision.id)
+            key = key_of(decision, member)
             before = seen.setdefault(contributions.bytes_of(key), key)
             if before != key:
                 problems.append(f"one contribution was counted as {before} and as {key}")
@@ -95,7 +96,9 @@ def _answers(world: World) -> list[str]:
                 problems.append(f"{answer} speaks of a round that was never decided")
             continue
         counted = answer.member in {(member.worker, member.incarnation) for member in decision.members}
-        if answer.status in ("late", "stale", "quarantined") and counted:
+        if answer.sequence and answer.status in ("accepted", "duplicate") and not answer.decided:
+            continue  # of a push: that round may have been gathered again, with another's
+        if answer.status in ("late", "stale", "quarantined") and counted and (answer.decided or answer.sequence):
             problems.append(f"{answer}, and it was counted: {decision}")
         if answer.status in ("accepted", "duplicate") and not counted and answer.decided:
             problems.append(f"{answer}, and it was not counted: {decision}")
@@ -104,6 +107,10 @@ def _answers(world: World) -> list[str]:
 
 def _kept(world: World) -> list[str]:
     """Who was told that its contribution is whole on every shard, and stayed, has it in the step."""
+    if isinstance(world.scenario.sync, Sync) and world.scenario.sync.quorum is not None:
+        return []  # what was gathered with it may be lost with a shard, and gathered again without waiting for it
+    if not isinstance(world.scenario.sync, Sync):
+        return _kept_in_turn(world)
     decisions = {decision.id.round: decision for decision in world.course.decisions}
     stayed: dict[tuple[str, int], int] = {}
     for decision in decisions.values():
@@ -117,6 +124,29 @@ def _kept(world: World) -> list[str]:
         known = {(member.worker, member.incarnation) for member in (*decided.members, *decided.quarantined)}
         if answer.member not in known:
             problems.append(f"{answer}, its worker stayed, and it was not counted: {decided}")
+    return problems
+
+
+def _kept_in_turn(world: World) -> list[str]:
+    """The same where contributions are taken in turn, by whichever round: a worker begins no other before."""
+    counted = {
+        (selected.member.worker, selected.member.incarnation, selected.sequence)
+        for decision in world.course.decisions
+        for selected in decision.counted
+    }
+    last = {(worker, incarnation): 0 for worker, incarnation, _ in counted}
+    for worker, incarnation, sequence in counted:
+        last[worker, incarnation] = max(last[worker, incarnation], sequence)
+    problems = []
+    for answer in world.answers:
+        named = (*answer.member, answer.sequence)
+        if answer.status == "stale" and named in counted:
+            problems.append(f"{answer}, and it was counted")
+        may_become_stale = isinstance(world.scenario.sync, Async) and world.scenario.sync.max_staleness is not None
+        if answer.status != "accepted" or named in counted or (may_become_stale and not answer.decided):
+            continue
+        if answer.decided or last.get(answer.member, 0) > answer.sequence:
+            problems.append(f"{answer}, and it was never counted")
     return problems
 
 

@@ -6,7 +6,7 @@ import random
 from typing import Final, Literal, TypeAlias
 
 from stepd.averages import EMA, SWA, Average
-from stepd.policies import AnyClip, Clip, ClipNorm, ClipValue, Reduce, Sync
+from stepd.policies import AnyClip, AnySync, Async, BoundedStaleness, Clip, ClipNorm, ClipValue, Reduce, Sync
 from stepd.rules import LAMB, SGD, AdamW, Rule
 from stepd.schedules import Cosine, Exponential, Schedule
 from tests.simulator.scenario import Change, Fault, Kind, Scenario
@@ -16,14 +16,17 @@ _KINDS: Final[tuple[Kind, ...]] = (
     *("kill", "kill", "die", "die", "die", "die", "stop", "wall"),
 )
 # What most worlds are not: shards that die in one step after the other, messages that get lost all the time, somebody
-# who reads while everything takes long, servers and workers that are killed.
-Theme: TypeAlias = Literal["steps", "links", "reads", "kills"]
+# who reads while everything takes long, servers and workers that are killed. Two have policies of their own, which no
+# others have: rounds that are closed by a quorum, and rounds that take contributions in turn.
+Theme: TypeAlias = Literal["steps", "links", "reads", "kills", "quorum", "turns"]
 _THEMES: Final[dict[Theme | None, tuple[Kind, ...]]] = {
     None: _KINDS,
     "steps": ("die",),
     "links": ("cut", "cut", "again", "part"),
     "reads": ("slow", "stall", "slow", "die"),
     "kills": ("kill", "kill", "die"),
+    "quorum": _KINDS,
+    "turns": _KINDS,
 }
 _ALL: Final[tuple[Theme, ...]] = ("steps", "links", "reads", "kills")
 # Messages of one worker with one shard in one round, roughly: faults are spread over as many as there will be.
@@ -50,7 +53,9 @@ def draw(seed: int, theme: Theme | None = None) -> Scenario:
     )
     fixed = rng.random() < 0.5
     reduce: Reduce = rng.choice(("mean", "mean", "sum", "weighted"))
-    sync = Sync(workers=workers if fixed else None, reduce=reduce, deterministic=rng.random() < 0.5)
+    sync: AnySync = Sync(workers=workers if fixed else None, reduce=reduce, deterministic=rng.random() < 0.5)
+    if theme in ("quorum", "turns"):
+        sync, fixed = _quorum(rng, workers, reduce) if theme == "quorum" else _in_turn(rng, workers), True
     clip: AnyClip | None = rng.choice((None, ClipNorm(1.0), ClipValue(0.5), Clip(norm=0.7, value=0.4)))
     schedule: Schedule | None = rng.choice((None, Cosine(total_steps=10), Exponential(0.8)))
     poison: frozenset[tuple[int, int]] = frozenset(
@@ -85,6 +90,21 @@ def draw(seed: int, theme: Theme | None = None) -> Scenario:
         reader=theme == "reads" or rng.random() < 0.2,
         early=rng.random() < 0.06,
         faults=_faults(rng, theme, shards, workers, target, fixed=fixed),
+    )
+
+
+def _quorum(rng: random.Random, workers: int, reduce: Reduce) -> Sync:
+    return Sync(rng.choice((None, workers)), rng.randint(1, workers), rng.choice((0.0, 0.0, 0.005, 0.3)), reduce)
+
+
+def _in_turn(rng: random.Random, workers: int) -> AnySync:
+    return rng.choice(
+        (
+            Async(),
+            Async(damping="inverse"),
+            Async(max_staleness=rng.choice((0, 1, 2)), damping=rng.choice((None, "inverse"))),
+            BoundedStaleness(workers, rng.choice((0, 1, 2))),
+        )
     )
 
 

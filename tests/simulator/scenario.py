@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from stepd.averages import Average
-from stepd.policies import AnyClip, OnNonfinite, Sync
+from stepd.policies import AnyClip, AnySync, BoundedStaleness, OnNonfinite, Sync
 from stepd.rules import Rule
 from stepd.schedules import Schedule
 
@@ -78,7 +78,7 @@ class Scenario:
     workers: int
     target: int
     rule: Rule
-    sync: Sync
+    sync: AnySync
     shapes: tuple[tuple[int, ...], ...]
     clip: AnyClip | None = None
     schedule: Schedule | None = None
@@ -98,12 +98,24 @@ class Scenario:
 
     @property
     def fixed(self) -> bool:
-        return self.sync.workers is not None
+        """Whether it wants exactly so many workers."""
+        return not isinstance(self.sync, Sync) or self.sync.workers is not None
+
+    @property
+    def waits_for_all(self) -> bool:
+        """Whether who is at its end has to let the others go on without it."""
+        return isinstance(self.sync, BoundedStaleness)
 
     @property
     def repeatable(self) -> bool:
         """Whether the result does not depend on what goes wrong on the way."""
-        return self.fixed and not self.leaves and self.deleted is None
+        return (
+            isinstance(self.sync, Sync)
+            and self.sync.workers is not None
+            and self.sync.quorum is None
+            and not self.leaves
+            and self.deleted is None
+        )
 
     def undisturbed(self) -> Scenario:
         """Nothing goes wrong, and there is but one shard."""

@@ -12,11 +12,26 @@ from stepd import wire
 from stepd.definitions import RunSpec
 from stepd.layout import Slice, flat_starts, slices_of
 from stepd.v1 import run_pb2, shard_pb2
+from stepd_server.coordinator.vocabulary import Decision, Member
 
 Array = np.ndarray[Any, Any]
 
-# What a worker has sent: (name, incarnation, round, attempt).
+# What a worker has sent: (name, incarnation, round, attempt); of what is for whichever round takes it, -1 and the
+# sequence in their place.
 Key = tuple[str, int, int, int]
+
+
+def key_of(decision: Decision, member: Member) -> Key:
+    """What a decision has taken of one of its members."""
+    for counted, sequence, _ in decision.counted:
+        if counted == member:
+            return (member.worker, member.incarnation, -1, sequence)
+    return (member.worker, member.incarnation, *decision.id)
+
+
+def _sent_as(header: shard_pb2.PushHeader) -> Key:
+    member = (header.member.worker, header.member.incarnation)
+    return (*member, header.id.round, header.id.attempt) if header.HasField("id") else (*member, -1, header.sequence)
 
 
 @dataclass
@@ -25,6 +40,7 @@ class Sent:
 
     Attributes:
         layout: version of the layout that it goes by.
+        based_on: steps applied in the parameters that it was computed from.
         flat: by shard, its values in the shard's flat space.
         there: by shard, which of them have been sent.
         ranges: by shard, which were to be sent.
@@ -32,6 +48,7 @@ class Sent:
 
     weight: float
     layout: int
+    based_on: int
     flat: dict[int, Array]
     there: dict[int, Array]
     ranges: dict[int, tuple[tuple[int, int], ...]]
@@ -54,7 +71,7 @@ class Contributions:
     def add(self, shard: int, messages: Iterable[bytes]) -> None:
         """One stream to one shard, as far as it was sent."""
         header: Any = None
-        sent = Sent(1.0, 0, {}, {}, {})
+        sent = Sent(1.0, 0, 0, {}, {}, {})
         for raw in messages:
             message = wire.decode_push(raw)
             if isinstance(message, shard_pb2.PushHeader):
@@ -64,13 +81,13 @@ class Contributions:
                 self._put(sent, shard, message, header)
 
     def _begin(self, shard: int, header: shard_pb2.PushHeader) -> Sent:
-        key = (header.member.worker, header.member.incarnation, header.id.round, header.id.attempt)
+        key = _sent_as(header)
         sent = self._sent.get(key)
         # By an older layout it is refused everywhere, and comes again by the new one.
         if sent is None or sent.layout < header.layout_version:
-            sent = self._sent[key] = Sent(header.weight, header.layout_version, {}, {}, {})
+            sent = self._sent[key] = Sent(header.weight, header.layout_version, header.based_on, {}, {}, {})
         elif sent.layout > header.layout_version:
-            sent = Sent(header.weight, header.layout_version, {}, {}, {})
+            sent = Sent(header.weight, header.layout_version, header.based_on, {}, {}, {})
         ranges = tuple((r.start, r.start + r.count) for r in header.ranges)
         size = self._starts(sent, shard)[-1]
         if shard not in sent.flat:
@@ -90,6 +107,10 @@ class Contributions:
             raise Contradiction(f"{header.member.worker} sent other bytes under the name {header.id}")
         flat[places] = data
         there[places] = True
+
+    def staleness(self, key: Key, step: int) -> int:
+        """How many steps had been applied since what it was computed from, when so many had been applied."""
+        return max(0, step - self._sent[key].based_on)
 
     def tensors(self, key: Key) -> tuple[dict[int, Array], float]:
         """By parameter, flat: what the contribution of that name held; and its weight."""

@@ -23,7 +23,8 @@ from stepd.run import delete_run
 from stepd.specs import run_from_proto
 from stepd.v1 import coordinator_pb2, run_pb2
 from stepd.worker import join
-from tests.simulator.changes import WorldSession, make
+from stepd_server.coordinator.policy import policy_of
+from tests.simulator.changes import WorldSession, make, set_free
 from tests.simulator.hosts import RUN
 from tests.simulator.loop import Process, VirtualLoop
 from tests.simulator.network import Network
@@ -42,12 +43,14 @@ class Answer:
     Attributes:
         member: (name, incarnation).
         decided: it was told together with the step's result.
+        sequence: of what is for whichever round takes it; else 0.
     """
 
     member: tuple[str, int]
     round: int
     status: str
     decided: bool
+    sequence: int = 0
 
 
 class World(Protocol):
@@ -175,6 +178,8 @@ class _Loop:
                 await self._try(self._pull())
         if until < scenario.target and host._rng.random() < 0.5:
             await self._try(self._push_only())
+        if scenario.waits_for_all:
+            await host._answered("change of sync", set_free(self._streams))
 
     async def _change(self) -> None:
         """The first worker is the run's owner as well."""
@@ -210,7 +215,7 @@ class _Loop:
         known = {parameter.name for parameter in self._streams.table.specs}
         grads = self._world.gradient(host.index, self._streams.step, number, known)
         weight = (0.5, 1.0, 2.0)[(host.index + self._streams.step) % 3]
-        weighted = self._world.scenario.sync.reduce == "weighted"
+        weighted = policy_of(self._world.scenario.sync).reduce == "weighted"
         arrays = check_gradients(self._streams.table, grads)
         return Contribution.of(arrays, weight if weighted else 1.0, self._exchange.version)
 
@@ -238,18 +243,20 @@ class _Loop:
         contribution = self._contribution()
         settled = await self._through(lambda wanted: self._exchange.step(contribution, wanted.picture, wanted.regions))
         receipt = contribution.receipt(settled.decision, self._member)
-        self._answer(receipt, decided=settled.decision.id.round == contribution.round)
+        self._answer(contribution, receipt, decided=settled.decision.id.round == contribution.round)
         self._world.note("steps", self._host.name, self._streams.step, receipt)
 
     async def _push_only(self) -> None:
-        receipt = await self._exchange.push(self._contribution())
-        self._answer(receipt, decided=False)
+        contribution = self._contribution()
+        receipt = await self._exchange.push(contribution)
+        self._answer(contribution, receipt, decided=False)
         self._world.note("pushes", self._host.name, receipt)
 
     async def _push(self) -> None:
         await self._push_only()
         await self._pull()
 
-    def _answer(self, receipt: Receipt, *, decided: bool) -> None:
+    def _answer(self, contribution: Contribution, receipt: Receipt, *, decided: bool) -> None:
         member = (self._member.worker, self._member.incarnation)
-        self._world.answers.append(Answer(member, receipt.round, receipt.status, decided))
+        sequence = contribution.sequence if contribution.in_turn else 0
+        self._world.answers.append(Answer(member, receipt.round, receipt.status, decided, sequence))

@@ -18,6 +18,7 @@ from stepd.creating import create
 from stepd.errors import StepdError
 from stepd.parameters import define_run
 from stepd.v1 import coordinator_pb2, run_pb2
+from stepd_server.coordinator.policy import policy_of
 from stepd_server.shard.journal import Field
 from tests.simulator import seams
 from tests.simulator.calls import Call
@@ -196,7 +197,7 @@ class World:
         rng = np.random.default_rng(of)
         arrays: Arrays = {}
         for index, shape in enumerate(scenario.shapes):
-            if scenario.sync.deterministic:
+            if policy_of(scenario.sync).deterministic:
                 array = rng.standard_normal(shape).astype(np.float32)
             else:
                 array = (rng.integers(-256, 256, shape) / 64).astype(np.float32)
