@@ -9,7 +9,9 @@ server a process of its own. In the same run:
             nothing with them;
 (b) plain:  a server as one writes it in an afternoon: a message for each tensor, gradients kept until all are in, the
             update as NumPy expressions over whole tensors;
-update:     stepd's update of one shard's piece, alone in this process.
+update:     stepd's update of one shard's piece by NumPy, alone in this process.
+
+It says whether llvmlite (stepd[fast]) is there, which stepd then uses; STEPD_KERNELS=numpy does without.
 
 The bar: a step takes at most 1.6 * bare + update, and at most half of plain.
 """
@@ -20,6 +22,7 @@ import argparse
 import asyncio
 import json
 import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import AsyncIterator, Callable
@@ -38,6 +41,7 @@ import stepd
 from stepd.limits import BLOCK_ELEMENTS, MIB
 from stepd.memory import tune_malloc
 from stepd.rules import Block, Moment
+from stepd_server.kernels.compiled import available
 
 TOPOLOGIES = ((1, 1), (2, 1), (2, 2))
 WARM_UP = 3
@@ -320,6 +324,9 @@ def main() -> None:
     rows = []
     if not options.json:
         print(f"{ELEMENTS:,} parameters, {4 * ELEMENTS / 1e6:.0f} MB; seconds, median of {options.steps} steps")
+        print(
+            f"stepd's loops: {'compiled (llvmlite)' if available() else 'NumPy'}; cores: {len(os.sched_getaffinity(0))}"
+        )
         print("         stepd  (a) bare  (b) plain  update | stepd/(a)  (b)/stepd  bar: 1.6(a)+update, (b)/2")
     for workers, shards in TOPOLOGIES:
         row = Row(
@@ -340,7 +347,7 @@ def main() -> None:
                 flush=True,
             )
     if options.json:
-        print(json.dumps([asdict(row) | {"limit": row.limit} for row in rows]))
+        print(json.dumps([asdict(row) | {"limit": row.limit, "compiled": available()} for row in rows]))
 
 
 if __name__ == "__main__":

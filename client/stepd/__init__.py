@@ -28,7 +28,7 @@ from stepd.info import FleetInfo, MissingInfo, RunInfo, ShardInfo, StepEvent, Wo
 from stepd.local import LocalFleet, local
 from stepd.memory import tune_malloc
 from stepd.parameters import ParamGroup
-from stepd.policies import Async, BoundedStaleness, Clip, ClipNorm, ClipValue, Sync
+from stepd.policies import Async, BoundedStaleness, Clip, ClipNorm, ClipValue, Sync, Wire
 from stepd.results import Receipt, StepResult
 from stepd.rules import (
     ASGD,
@@ -157,6 +157,7 @@ __all__ = [
     "Warmup",
     "WarmupStableDecay",
     "Watch",
+    "Wire",
     "Worker",
     "WorkerInfo",
     "Yogi",

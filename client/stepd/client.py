@@ -14,7 +14,7 @@ from stepd.definitions import check_run_name
 from stepd.errors import InvalidArgument
 from stepd.info import FleetInfo, RunInfo
 from stepd.parameters import ParamGroup, define_run
-from stepd.policies import AnyClip, AnySync, Missing, OnNonfinite
+from stepd.policies import AnyClip, AnySync, Missing, OnNonfinite, Wire
 from stepd.rules import Rule
 from stepd.run import Run
 from stepd.schedules import Schedule
@@ -94,7 +94,7 @@ class Client:
         clip: AnyClip | None = None,
         sync: AnySync | None = None,
         on_nonfinite: OnNonfinite = "skip",
-        wire: str = "float32",
+        wire: str | Wire = "float32",
         average: Average | None = None,
         missing: Missing = "skip",
         exist_ok: bool = False,
@@ -109,7 +109,8 @@ class Client:
             clip: of the aggregated gradient; None for none.
             sync: how a step gathers contributions; None is Sync().
             on_nonfinite: what becomes of a step with a gradient that is not finite: "skip", "quarantine" or "error".
-            wire: encoding of gradients; "float32" in this version (float64 runs send float64).
+            wire: how gradients travel: "float32", "bfloat16", "float16", "int8" or "topk:F"; or stepd.Wire, which says
+                it of parameters as well. (Runs with a float64 master send float64 and take only "float32" here.)
             average: of the parameters, kept on the servers for `run.pull(averaged=True)`: EMA, SWA or None.
             missing: what becomes of a contribution that leaves parameters out: "skip" or "error".
             exist_ok: give the run of that name if there is one with the same parameters. Any number of workers may
@@ -120,8 +121,6 @@ class Client:
             FailedPrecondition: RUN_DIFFERS: with exist_ok, the run of that name has other parameters.
             ResourceExhausted: the fleet lacks the memory.
         """
-        if wire != "float32":
-            refuse("create_run", "wire", wire, '"float32", the only encoding of this version')
         spec, masters = define_run(
             name,
             params,
@@ -132,6 +131,7 @@ class Client:
             on_nonfinite=on_nonfinite,
             missing=missing,
             average=average,
+            wire=wire,
         )
         opening = create_or_find if exist_ok else create
         return Run(self._session, *self._session.run(opening(self._session, spec, masters)))

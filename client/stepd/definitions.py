@@ -20,7 +20,7 @@ import numpy as np
 from stepd import limits
 from stepd.averages import Average
 from stepd.errors import DtypeMismatch, OverlappingGroups, ResourceExhausted
-from stepd.policies import AnySync, Clip, Missing, OnNonfinite, Sync
+from stepd.policies import AnySync, Clip, Missing, OnNonfinite, Sync, Wire
 from stepd.rules import Rule
 from stepd.schedules import Constant, Schedule
 from stepd.settings import Settings, refuse, shown
@@ -125,6 +125,7 @@ class RunSpec(Settings):
         missing: what becomes of a contribution that leaves parameters out.
         average: of the parameters, kept beside them. None: none.
         optimizer: of groups that are added later without one of their own. None: that of the first group.
+        wire: how gradients and parameters travel.
     """
 
     name: str
@@ -137,11 +138,14 @@ class RunSpec(Settings):
     missing: Missing = "skip"
     average: Average | None = None
     optimizer: Rule | None = None
+    wire: Wire = field(default_factory=Wire)
 
     def check(self) -> None:
         super().check()
         check_run_name(self.name)
         self._check_counts()
+        if not self.wire.plain and self.master != np.float32:
+            refuse(f"run {self.name!r}", "wire", self.wire, f"Wire() in a run of {self.master}, which is not encoded")
         groups: dict[str, int] = {}
         for parameter in self.parameters:
             if not 0 <= parameter.group < len(self.groups):

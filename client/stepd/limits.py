@@ -20,6 +20,8 @@ WHOLE_ELEMENTS_MAX: Final = 1 << 28
 CHUNK_BYTES: Final = MIB
 # What a receiver takes in one chunk, so that others may choose their own size without holding a server's memory.
 CHUNK_BYTES_MAX: Final = 2 * MIB
+# Messages of a pull that a shard keeps for readers after the first: as far as workers drift apart on a busy machine.
+MESSAGES_KEPT: Final = 8
 # Shared memory: below this a message that holds the elements is as quick as one that says where they lie.
 SHARED_BYTES_MIN: Final = 64 * KIB
 # What is copied into shared memory, or finished there, between two messages that say so: few messages, and the other

@@ -10,6 +10,7 @@ from typing import Any, Final
 import ml_dtypes
 import numpy as np
 
+from stepd import encodings
 from stepd.arrays import DTYPE_OF, check_finite, read_array, to_master
 from stepd.averages import Average
 from stepd.definitions import (
@@ -26,7 +27,7 @@ from stepd.errors import (
     ShapeMismatch,
     UnknownParameter,
 )
-from stepd.policies import AnyClip, AnySync, Clip, Missing, OnNonfinite, Sync
+from stepd.policies import AnyClip, AnySync, Clip, Missing, OnNonfinite, Sync, Wire
 from stepd.rules import Array, Rule
 from stepd.schedules import Schedule
 from stepd.settings import check_field_names, detail, refuse, shown
@@ -94,6 +95,7 @@ def define_run(
     on_nonfinite: OnNonfinite = "skip",
     missing: Missing = "skip",
     average: Average | None = None,
+    wire: str | Wire = "float32",
 ) -> tuple[run_pb2.RunSpec, list[Array]]:
     """A run's spec and its initial parameters by id, from the arguments of `Client.create_run`.
 
@@ -129,6 +131,7 @@ def define_run(
         missing=missing,
         average=_average(thing, average),
         optimizer=run_optimizer,
+        wire=_wire(thing, wire),
     )
     message = run_to_proto(spec)
     dtype = spec.master  # asks all parameters
@@ -189,6 +192,14 @@ def _clip(thing: str, clip: object) -> Clip | None:
     if clip is not None and not isinstance(clip, AnyClip):
         refuse(thing, "clip", clip, "stepd.ClipNorm, ClipValue, Clip or None")
     return None if clip is None else Clip.of(clip)
+
+
+def _wire(thing: str, wire: object) -> Wire:
+    if isinstance(wire, str):
+        return Wire(gradients=wire)
+    if not isinstance(wire, Wire):
+        refuse(thing, "wire", wire, f"stepd.Wire, {encodings.GRADIENTS}")
+    return wire
 
 
 def _average(thing: str, average: object) -> Average | None:

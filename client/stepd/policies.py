@@ -1,10 +1,11 @@
-"""How gradients are limited (ClipNorm, ClipValue, Clip) and gathered (Sync, Async, BoundedStaleness)."""
+"""How gradients are limited (ClipNorm, ClipValue, Clip), gathered (Sync, Async, BoundedStaleness) and sent (Wire)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
+from stepd import encodings
 from stepd.limits import GRACE_S_MAX, STALENESS_MAX, WORKERS_MAX
 from stepd.settings import MAY_BE_INFINITE, Settings, refuse
 
@@ -177,3 +178,27 @@ class BoundedStaleness(Settings):
 
 
 AnySync: TypeAlias = Sync | Async | BoundedStaleness
+
+
+@dataclass(frozen=True)
+class Wire(Settings):
+    """How float32 runs travel. Norms, limits and rules see what arrives; the masters on the servers stay float32.
+
+    Attributes:
+        gradients: "float32", "bfloat16", "float16", "int8" or "topk:F": the fraction F of each chunk that is largest.
+            What the last two leave out is added to the worker's next gradient.
+        parameters: "float32", "bfloat16" or "float16", for workers. `run.pull` always gives all bits.
+    """
+
+    gradients: str = "float32"
+    parameters: str = "float32"
+
+    def check(self) -> None:
+        super().check()
+        encodings.of_gradients(self.gradients)
+        encodings.of_parameters(self.parameters)
+
+    @property
+    def plain(self) -> bool:
+        """Nothing is encoded."""
+        return self == Wire()

@@ -60,20 +60,29 @@ class Run:
 
     # --- Workers ------------------------------------------------------------------------------------------------
 
-    def join(self, rank: int | None = None, *, name: str | None = None, lease: float = 10.0) -> Worker:
+    def join(
+        self,
+        rank: int | None = None,
+        *,
+        name: str | None = None,
+        lease: float = 10.0,
+        error_feedback: Mapping[str, Any] | None = None,
+    ) -> Worker:
         """Become a worker of the run.
 
         Args:
             rank: a place to take, from 0. None: the lowest that is free.
             name: in the run; one that is a member already is taken over. None: one is made up.
             lease: seconds after which a worker that is not heard of loses its place, 1 to 3600. Renewed by itself.
+            error_feedback: `Worker.error_feedback()` of the worker whose place this one takes, in runs whose encoding
+                of gradients leaves something out.
         """
         request = coordinator_pb2.JoinRunRequest(
             request_id=uuid.uuid4().hex, run=self.name, name=_name(name), lease=_lease(lease)
         )
         if rank is not None:
             request.rank = _index("join", "rank", rank)
-        return self._session.run(join(self._spec, self._streams, request))
+        return self._session.run(join(self._spec, self._streams, request, error_feedback))
 
     # --- What is --------------------------------------------------------------------------------------------------
 

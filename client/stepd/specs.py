@@ -15,7 +15,7 @@ from stepd import limits
 from stepd.averages import EMA, SWA, Average
 from stepd.definitions import DTYPES, DType, GroupSpec, ParameterSpec, RunSpec, master_dtype
 from stepd.errors import DtypeMismatch, InvalidArgument, ResourceExhausted
-from stepd.policies import AnyClip, AnySync, Async, BoundedStaleness, Clip, ClipNorm, ClipValue, Sync
+from stepd.policies import AnyClip, AnySync, Async, BoundedStaleness, Clip, ClipNorm, ClipValue, Sync, Wire
 from stepd.rules import Rule
 from stepd.schedules import Schedule
 from stepd.settings import Settings, check_field_names, detail, field_kinds, refuse, shown
@@ -74,6 +74,7 @@ _DAMPINGS: Final = {None: run_pb2.DAMPING_UNSPECIFIED, "inverse": run_pb2.DAMPIN
 _MISSING: Final = {"skip": run_pb2.MISSING_POLICY_SKIP, "error": run_pb2.MISSING_POLICY_ERROR}
 
 # Its spec and its layout go into one message; this leaves the layout room.
+_PLAIN: Final = Wire().gradients
 _SPEC_BYTES_MAX: Final = limits.MESSAGE_BYTES_MAX // 2
 
 
@@ -294,6 +295,8 @@ def run_to_proto(run: RunSpec) -> run_pb2.RunSpec:
         missing=_MISSING[run.missing],
         average=average_to_proto(run.average) if run.average else None,
         optimizer=optimizer_to_proto(run.optimizer) if run.optimizer else None,
+        gradient_encoding="" if run.wire.gradients == _PLAIN else run.wire.gradients,
+        parameter_encoding="" if run.wire.parameters == _PLAIN else run.wire.parameters,
     )
     if (given := message.ByteSize()) > _SPEC_BYTES_MAX:
         raise ResourceExhausted(
@@ -319,6 +322,7 @@ def run_from_proto(message: run_pb2.RunSpec) -> RunSpec:
         missing=_word(_MISSING, thing, "missing", message.missing),
         average=average_from_proto(message.average) if message.HasField("average") else None,
         optimizer=optimizer_from_proto(message.optimizer) if message.HasField("optimizer") else None,
+        wire=Wire(message.gradient_encoding or _PLAIN, message.parameter_encoding or _PLAIN),
     )
 
 

@@ -12,9 +12,11 @@ from itertools import count
 from typing import Any, Final, Literal
 
 import grpc
+import numpy as np
 
-from stepd import specs, wire
+from stepd import encodings, specs, wire
 from stepd.buffers import Array, Picture
+from stepd.encodings import Encoding
 from stepd.errors import Aborted, StepdError, Unavailable
 from stepd.limits import SHARED_BYTES_MIN
 from stepd.parameters import ParameterTable
@@ -40,6 +42,8 @@ class RunStreams:
         whole: it takes only contributions with a gradient for every parameter.
         in_turn: it takes contributions in turn, as far as is known: its owner may change that at any time.
         sharing: of a worker, with whom it shares memory.
+        gradients: how they are encoded. None: as they are.
+        parameters: in what encoding they are asked for; empty for as they are.
     """
 
     def __init__(self, session: Session, spec: run_pb2.RunSpec, layout: run_pb2.Layout, table: ParameterTable) -> None:
@@ -47,15 +51,19 @@ class RunStreams:
         self.run = spec.name
         self.whole = spec.missing == run_pb2.MISSING_POLICY_ERROR
         self.in_turn = spec.sync.WhichOneof("turns") is not None
-        # One list also for what `sharing_with` makes: what one learns all know.
+        # One list also for what `of_worker` makes: what one learns all know.
         self._known = [(Plan(layout, table.specs), table)]
         self._targets = list(self.plan.targets)
         self.sharing: Sharing | None = None
+        self.gradients: Encoding | None = None
+        self.parameters = ""
 
-    def sharing_with(self, sharing: Sharing) -> RunStreams:
-        """The same streams for one worker, which need not send what it shares."""
+    def of_worker(self, sharing: Sharing, spec: run_pb2.RunSpec) -> RunStreams:
+        """The same streams for one worker, which need not send what it shares, and may encode the rest."""
         own = copy.copy(self)
         own.sharing = sharing
+        own.gradients = encodings.of_gradients(spec.gradient_encoding) if spec.gradient_encoding else None
+        own.parameters = spec.parameter_encoding
         return own
 
     @property
@@ -122,7 +130,7 @@ class RunStreams:
         for tries in count(1):
             patience.begin()
             link = self._link(shard, push.payload_bytes)
-            messages = link.messages(push, views) if link else push.messages(views)
+            messages = link.messages(push, views) if link else push.messages(views, self.gradients)
             try:
                 receipt: shard_pb2.PushResponse = await self._send(
                     self._calls(shard).push, raw, messages, push.payload_bytes
@@ -232,6 +240,7 @@ class RunStreams:
         if isinstance(picture, Picture) and not request.averaged:
             link = self._link(shard, picture.payload_bytes(shard))
         request.shared = link is not None
+        request.encoding = "" if request.shared or request.state or request.averaged else self.parameters
         call = self._calls(shard).pull(request, timeout=timeout)
         try:
             header = _header(await call.read())
@@ -242,6 +251,8 @@ class RunStreams:
                 message = wire.decode_pull(raw)
                 if link and isinstance(message, shard_pb2.SharedChunk):
                     message = link.chunk(message)
+                elif isinstance(message, shard_pb2.EncodedChunk):
+                    message = wire.Chunk(message.offset, encodings.decode(message).view(np.uint8).data)
                 if not isinstance(message, wire.Chunk):
                     raise StepdError(f"shard {shard} sent a second header in one pull")
                 receiver.take(message)

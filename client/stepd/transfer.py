@@ -13,8 +13,9 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from stepd import wire
+from stepd import encodings, wire
 from stepd.definitions import DType, ParameterSpec
+from stepd.encodings import Encoding
 from stepd.errors import StepdError
 from stepd.layout import Slice, flat_starts, slices_of
 from stepd.limits import CHUNK_BYTES
@@ -47,8 +48,16 @@ class PushChunk(NamedTuple):
 
     def encode(self, views: Mapping[int, memoryview]) -> bytes:
         """The message, from the bytes of each parameter."""
-        pieces = [views[p] if part is None else views[p][part] for p, part in self.pieces]
-        return wire.encode_chunk(self.offset, self.payload_bytes, pieces)
+        return wire.encode_chunk(self.offset, self.payload_bytes, self._pieces(views))
+
+    def encode_as(self, encoding: Encoding, views: Mapping[int, memoryview]) -> bytes:
+        """The message in an encoding."""
+        pieces = self._pieces(views)
+        values = np.frombuffer(pieces[0] if len(pieces) == 1 else b"".join(pieces), encodings.F4)
+        return shard_pb2.PushRequest(encoded=encoding.encode(self.offset, values)).SerializeToString()
+
+    def _pieces(self, views: Mapping[int, memoryview]) -> list[memoryview]:
+        return [views[p] if part is None else views[p][part] for p, part in self.pieces]
 
 
 class ShardPush(NamedTuple):
@@ -66,8 +75,10 @@ class ShardPush(NamedTuple):
     def payload_bytes(self) -> int:
         return sum(chunk.payload_bytes for chunk in self.chunks)
 
-    def messages(self, views: Mapping[int, memoryview]) -> Iterator[bytes]:
+    def messages(self, views: Mapping[int, memoryview], encoding: Encoding | None = None) -> Iterator[bytes]:
         """The messages that hold it, made one by one."""
+        if encoding is not None:
+            return (chunk.encode_as(encoding, views) for chunk in self.chunks)
         return (chunk.encode(views) for chunk in self.chunks)
 
 

@@ -103,11 +103,11 @@ def decode_chunk(raw: bytes) -> Chunk | None:
     return Chunk(offset, memoryview(raw)[at:])
 
 
-def decode_push(raw: bytes) -> shard_pb2.PushHeader | Chunk | shard_pb2.SharedChunk:
+def decode_push(raw: bytes) -> shard_pb2.PushHeader | Chunk | shard_pb2.SharedChunk | shard_pb2.EncodedChunk:
     return decode_chunk(raw) or _decode(raw, shard_pb2.PushRequest)
 
 
-def decode_pull(raw: bytes) -> shard_pb2.PullHeader | Chunk | shard_pb2.SharedChunk:
+def decode_pull(raw: bytes) -> shard_pb2.PullHeader | Chunk | shard_pb2.SharedChunk | shard_pb2.EncodedChunk:
     return decode_chunk(raw) or _decode(raw, shard_pb2.PullResponse)
 
 
@@ -132,8 +132,8 @@ def _decode(raw: bytes, kind: Any) -> Any:
             return message.header
         case "chunk":
             return Chunk(message.chunk.offset, memoryview(message.chunk.data))
-        case "shared":
-            return message.shared
+        case "shared" | "encoded" as field:
+            return getattr(message, field)
         case _:
             raise InvalidArgument(f"a {kind.__name__} with neither header nor chunk", reason="BAD_CHUNK")
 

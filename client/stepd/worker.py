@@ -11,7 +11,9 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
+from stepd import encodings
 from stepd.buffers import Array, Buffers, copy_into
+from stepd.compression import Compressed, Compression
 from stepd.contribution import Contribution
 from stepd.definitions import RunSpec
 from stepd.errors import Aborted, InvalidArgument, StepdError, UnknownParameter
@@ -38,7 +40,14 @@ class Worker:
     way: the next call first sees to it that it arrives, and only then sends another.
     """
 
-    def __init__(self, spec: RunSpec, streams: RunStreams, exchange: Exchange, sharing: Sharing) -> None:
+    def __init__(
+        self,
+        spec: RunSpec,
+        streams: RunStreams,
+        exchange: Exchange,
+        sharing: Sharing,
+        compression: Compression | None,
+    ) -> None:
         """Not to be called: `Run.join` makes workers."""
         self._session = streams.session
         self._run = spec.name
@@ -49,6 +58,7 @@ class Worker:
         self._sharing = sharing
         self._reading = Reading(lambda: streams.known, Buffers())
         self._copies = Buffers(2)
+        self._compression = compression
         self._lock = threading.Lock()
         self._sums: dict[int, Array] = {}
         self._summed = 0
@@ -107,8 +117,13 @@ class Worker:
         with self._lock:
             arrays = self._check(grads)
             # The round may be gathered again, so a gradient is needed until it is decided.
-            contribution = Contribution.of(copy_into(self._copies, arrays), _weight(weight), self._exchange.version)
-            return self._session.run(self._exchange.push(contribution))
+            compressed = self._compressed(arrays)
+            sent = compressed.arrays if compressed else copy_into(self._copies, arrays)
+            contribution = Contribution.of(sent, _weight(weight), self._exchange.version)
+            receipt = self._session.run(self._exchange.push(contribution))
+            if compressed and receipt.counts:
+                compressed.counts()
+            return receipt
 
     def step(self, grads: Mapping[str, Any] | None = None, *, weight: float = 1.0) -> StepResult:
         """Send a contribution, wait until the round is decided, and read the parameters after it.
@@ -124,7 +139,9 @@ class Worker:
         with self._lock:
             number = _weight(weight)  # first: a wrong one must not cost what was accumulated
             arrays, own = self._gradient(grads)
-            contribution = Contribution.of(arrays, number, self._summed_from if own else self._exchange.version)
+            compressed = self._compressed(arrays)
+            sent = compressed.arrays if compressed else arrays
+            contribution = Contribution.of(sent, number, self._summed_from if own else self._exchange.version)
             try:
                 wanted, settled = self._through(
                     lambda wanted: self._exchange.step(contribution, wanted.picture, wanted.regions),
@@ -132,9 +149,12 @@ class Worker:
                     early=True,
                 )
             except BaseException:
-                self._keep(contribution, arrays, own=own)
+                self._keep(contribution, arrays, compressed, own=own)
                 raise
             decision = settled.decision
+            receipt = contribution.receipt(decision, self._membership.member)
+            if compressed and receipt.counts:
+                compressed.counts()
             return StepResult(
                 step=settled.step,
                 params=wanted.arrays(),
@@ -142,7 +162,7 @@ class Worker:
                 grad_norm=decision.grad_norm,
                 clip_scale=decision.clip_scale,
                 skipped=decision.outcome != round_pb2.OUTCOME_APPLIED,
-                receipt=contribution.receipt(decision, self._membership.member),
+                receipt=receipt,
             )
 
     def accumulate(self, grads: Mapping[str, Any]) -> None:
@@ -163,6 +183,18 @@ class Worker:
 
         with self._lock:
             return self._session.run(lend())
+
+    def error_feedback(self) -> dict[str, Array]:
+        """What the run's encoding of gradients has left out so far and this worker still owes, by name: copies.
+
+        For `Run.join(error_feedback=...)` of a process that takes its place. Empty if nothing is left out.
+        """
+        with self._lock:
+            owed = self._compression.error if self._compression else {}
+            return {self._streams.plan.parameters[id_].name: array.copy() for id_, array in owed.items()}
+
+    def _compressed(self, arrays: Mapping[int, Array]) -> Compressed | None:
+        return self._compression.compress(self._streams.plan, arrays) if self._compression else None
 
     def zero_grad(self) -> None:
         """Drop what was accumulated."""
@@ -195,10 +227,14 @@ class Worker:
         self._sums, self._summed = {}, 0
         return mean, True
 
-    def _keep(self, contribution: Contribution, arrays: Mapping[int, Array], *, own: bool) -> None:
+    def _keep(
+        self, contribution: Contribution, arrays: Mapping[int, Array], compressed: Compressed | None, *, own: bool
+    ) -> None:
         """After a step that broke off: what is under way is needed still, and the caller's arrays are the caller's."""
         if self._exchange.held is contribution:
-            if not own:
+            if compressed:
+                compressed.counts()
+            elif not own:
                 copies = copy_into(self._copies, arrays)
                 contribution.views = {id_: bytes_of(copy) for id_, copy in copies.items()}
         elif own and not contribution.sequence:
@@ -280,12 +316,18 @@ class Worker:
         self.leave()
 
 
-async def join(spec: RunSpec, streams: RunStreams, request: coordinator_pb2.JoinRunRequest) -> Worker:
+async def join(
+    spec: RunSpec,
+    streams: RunStreams,
+    request: coordinator_pb2.JoinRunRequest,
+    error_feedback: Mapping[str, Any] | None = None,
+) -> Worker:
     """Become a member. In the session's loop."""
+    compression = _compression(spec, streams, error_feedback)  # first: what is wrong takes no place in the run
     answer: coordinator_pb2.JoinRunResponse = await streams.session.ask("JoinRun", request)
     streams.learn(answer.run.spec, answer.layout)
     sharing = Sharing(streams.session, spec.name, answer.member)
-    streams = streams.sharing_with(sharing)
+    streams = streams.of_worker(sharing, answer.run.spec)
     exchange = Exchange(streams, answer.run.round, answer.run.step)
     lease = request.lease.seconds + request.lease.nanos * 1e-9
     exchange.membership = Membership(streams.session, spec.name, answer.member, lease, exchange.on_round)
@@ -294,7 +336,18 @@ async def join(spec: RunSpec, streams: RunStreams, request: coordinator_pb2.Join
     except BaseException:
         await exchange.membership.leave(None)
         raise
-    return Worker(spec, streams, exchange, sharing)
+    return Worker(spec, streams, exchange, sharing, compression)
+
+
+def _compression(spec: RunSpec, streams: RunStreams, error_feedback: Mapping[str, Any] | None) -> Compression | None:
+    """What a worker needs to encode gradients with an error; None if there is none."""
+    encoding = encodings.of_gradients(spec.wire.gradients)
+    if encoding is None or not encoding.keeps_error:
+        if error_feedback:
+            refuse(f"run {spec.name!r}: join", "error_feedback", sorted(error_feedback), "None: nothing is left out")
+        return None
+    owed = check_gradients(streams.table, error_feedback, "skip") if error_feedback else {}
+    return Compression(encoding, {id_: array.copy() for id_, array in owed.items()})
 
 
 def _abandon(membership: Membership, sharing: Sharing) -> None:

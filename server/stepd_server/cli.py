@@ -22,6 +22,7 @@ from stepd.limits import SHARDS_MAX
 from stepd.memory import tune_malloc
 from stepd.targets import Target, parse_target
 from stepd.tls import TLS
+from stepd_server.folders import held_shards
 from stepd_server.logs import set_up_logging
 from stepd_server.roles import run_coordinator, run_shard
 from stepd_server.settings import (
@@ -90,7 +91,13 @@ def build_parser(environ: Mapping[str, str] = os.environ) -> argparse.ArgumentPa
         roles.add_parser("serve", help="a whole fleet on this machine, under a supervisor", allow_abbrev=False), environ
     )
     serve.add("--listen", _target, "HOST:PORT", "where workers reach the coordinator", default=DEFAULT_LISTEN)
-    serve.add("--shards", _shard_count, "N", "number of shard processes; at best one for each core", default="1")
+    serve.add(
+        "--shards",
+        _shard_count_or_auto,
+        "N",
+        "number of shard processes; 'auto': as many as --data-dir holds, or one for each core",
+        default="1",
+    )
     serve.add(
         "--advertise", str, "HOST", "the name under which other machines reach this one; if --listen is on all of them"
     )
@@ -205,7 +212,7 @@ def read_settings(args: argparse.Namespace) -> CoordinatorSettings | ShardSettin
     }
     if args.role == "serve":
         return FleetSettings(
-            shards=args.shards,
+            shards=args.shards or held_shards(args.data_dir) or min(cores(), SHARDS_MAX),
             advertise=args.advertise,
             tokens_file=args.tokens and args.tokens.absolute(),
             insecure=args.insecure,
@@ -229,6 +236,16 @@ def _shard_count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= SHARDS_MAX:
         raise argparse.ArgumentTypeError(f"expected 1 to {SHARDS_MAX}, got {text!r}")
     return int(text)
+
+
+def cores() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _shard_count_or_auto(text: str) -> int:
+    """A number of shards; 0 for one that is to be found."""
+    return 0 if text == "auto" else _shard_count(text)
 
 
 def _index(text: str) -> int:

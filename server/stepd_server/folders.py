@@ -15,7 +15,7 @@ from typing import Final
 from stepd.limits import DRAIN_S, MIB
 from stepd_server.settings import CannotStart
 
-__all__ = ["LOCK_WAIT_S", "lock_folder", "temporary_folder"]
+__all__ = ["LOCK_WAIT_S", "held_shards", "lock_folder", "temporary_folder"]
 
 # A process that was told to stop, or whose parent was killed, has so long to let go of its folder.
 LOCK_WAIT_S: Final = DRAIN_S + 7.0
@@ -66,6 +66,14 @@ def temporary_folder(name: str) -> Iterator[Path]:
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def held_shards(data_dir: Path | None) -> int:
+    """How many shards a fleet that worked in a folder had, for runs stay on those they were laid out over; 0: none."""
+    if data_dir is None:
+        return 0
+    numbers = [folder.name.removeprefix("shard-") for folder in data_dir.glob("shard-*")]
+    return max((int(number) + 1 for number in numbers if number.isascii() and number.isdigit()), default=0)
 
 
 def _parent() -> Path:

@@ -144,7 +144,10 @@ def test_impossible_hyperparameters_are_refused_with_their_values(make: Callable
         ({"sync": 2}, stepd.InvalidArgument, ["sync", "2"]),
         ({"on_nonfinite": "ignore"}, stepd.InvalidArgument, ["on_nonfinite", "'ignore'", "'skip'"]),
         ({"missing": "zero"}, stepd.InvalidArgument, ["missing", "'zero'", "'skip'"]),
-        ({"wire": "int8"}, stepd.InvalidArgument, ["wire", "'int8'", "float32"]),
+        ({"wire": "int4"}, stepd.InvalidArgument, ["Wire", "'int4'", "float32"]),
+        ({"wire": "topk:2"}, stepd.InvalidArgument, ["Wire", "'topk:2'", "topk:0.01"]),
+        ({"wire": 8}, stepd.InvalidArgument, ["wire", "8", "stepd.Wire"]),
+        ({"params": {"w": np.ones(3)}, "wire": "int8"}, stepd.InvalidArgument, ["wire", "int8", "float64"]),
         ({"average": 0.99}, stepd.InvalidArgument, ["average", "0.99", "stepd.EMA"]),
     ],
 )

@@ -14,7 +14,8 @@ import pytest
 
 import stepd
 from tests.reference.as_stepd import create_run_arguments
-from tests.reference.cases import LARGE, TOLERANCE, Arrays, Case, error, initial
+from tests.reference.cases import LARGE, STEPS, TOLERANCE, Arrays, Case, error, gradient, initial
+from tests.reference.rule_cases import OTHER_CASES
 from tests.reference.state_cases import AFTER, BEFORE, STATE_CASES, state_gradient, stored_state
 
 Connect = Callable[..., stepd.Client]
@@ -101,6 +102,26 @@ def test_torchs_tensors_are_read_as_they_are(connect: Connect, name: str) -> Non
             assert torch.equal(torch.as_tensor(run.state_dict()["state"][index][key]), tensor)
 
 
+@pytest.mark.parametrize("case", [case for case in OTHER_CASES.values() if not case.clip and not case.gaps], ids=str)
+def test_rules_that_torch_has_not_end_where_their_papers_do(connect: Connect, name: str, case: Case) -> None:
+    """Though their state goes over to another run, on other shards, in the middle of a hundred steps."""
+
+    def train(run: stepd.Run, steps: range) -> Arrays:
+        with run.join() as worker:
+            params = worker.pull()
+            for step in steps:
+                params = worker.step(gradient(case, step, params)).params
+        return params
+
+    first = create(connect(3), f"{name}-first", case, initial(case))
+    middle = train(first, range(STEPS // 2))
+    second = create(connect(1), f"{name}-second", case, middle)
+    second.load_state_dict(first.state_dict())
+    assert error(case, train(second, range(STEPS // 2, STEPS))) <= TOLERANCE[case.dtype]
+    first.delete()
+    second.delete()
+
+
 # --- One state for all shards ---------------------------------------------------------------------------------------
 
 
@@ -132,8 +153,19 @@ def test_a_state_goes_from_any_number_of_shards_to_any_other(connect: Connect, n
     assert ends[0] == ends[1]
 
 
-@pytest.mark.parametrize("rule", [stepd.ScheduleFreeAdamW(0.1), stepd.Lion(0.01), stepd.Yogi(0.1)], ids=repr)
-def test_rules_that_torch_has_not(connect: Connect, name: str, rule: Any) -> None:
+@pytest.mark.parametrize(
+    "rule",
+    [
+        stepd.LARS(0.1, weight_decay=0.1, trust_coefficient=0.1),
+        stepd.LAMB(0.1, weight_decay=0.1),
+        stepd.Lion(0.01),
+        stepd.Yogi(0.1),
+        stepd.ScheduleFreeSGD(0.1, warmup_steps=3),
+        stepd.ScheduleFreeAdamW(0.1),
+    ],
+    ids=lambda rule: type(rule).__name__,
+)
+def test_rules_that_torch_has_not_go_on_to_the_bit(connect: Connect, name: str, rule: Any) -> None:
     """Their state goes on as well, and what never stepped begins anew."""
     whole = large(connect(3), f"{name}-whole", rule)
     with whole.join() as worker:

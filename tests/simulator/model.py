@@ -92,9 +92,7 @@ class Model:
         for id_, tensor in total.items():
             group = self.spec.parameters[id_].group
             rates = decision.groups[group]
-            shaped = self._shaped(tensor, divisor[reduce])
-            gradient = shaped * np.float32(1.0) if shaped is tensor else shaped
-            np.multiply(gradient, rates.clip_scale * decision.clip_scale, out=gradient)
+            gradient = self._gradient(tensor, divisor[reduce], rates.clip_scale * decision.clip_scale)
             self._tensors[id_].update(gradient, rates.lr, norms.get(id_, (math.nan, math.nan)))
         self._average(decision.step)
         self._note_version()
@@ -114,16 +112,16 @@ class Model:
             tensor.average = tensor.p.copy() if share == 1.0 else tensor.average + (tensor.p - tensor.average) * share
         self._averaged += 1
 
-    def _shaped(self, total: Array, divisor: float) -> Array:
-        if divisor != 1.0:
-            total = total * (1.0 / divisor)
+    def _gradient(self, total: Array, divisor: float, scale: float) -> Array:
+        """Rounded as often as on shards: dividing costs a rounding of its own only if values are limited."""
         clip = Clip.of(self.spec.clip) if self.spec.clip else None
-        if clip and clip.value:
-            total = np.clip(total, -clip.value.max_value, clip.value.max_value)
-        return total
+        if clip is None or clip.value is None:
+            return np.asarray(total * (scale / divisor))
+        limit = clip.value.max_value
+        return np.asarray(np.clip(total * (1.0 / divisor), -limit, limit) * scale)
 
     def _check_norm(self, decision: Decision, total: Mapping[int, Array], divisor: float) -> None:
-        squares = math.fsum(float(x) ** 2 for t in total.values() for x in self._shaped(t, divisor))
+        squares = math.fsum(float(x) ** 2 for t in total.values() for x in self._gradient(t, divisor, 1.0))
         if not math.isclose(decision.grad_norm, math.sqrt(squares), rel_tol=1e-5, abs_tol=1e-12):
             raise Contradiction(f"round {decision.id}: the norm is {math.sqrt(squares)}, not {decision.grad_norm}")
 

@@ -144,7 +144,7 @@ class WorkerHost:
         try:
             worker = await self._answered("join", join(run_from_proto(spec), streams, request))
             self.world.note("joins", self.name, worker._membership.member.incarnation)
-            loop = _Loop(self, worker, worker._streams)  # its own: see RunStreams.sharing_with
+            loop = _Loop(self, worker, worker._streams)  # its own: see RunStreams.of_worker
             await loop.train()
             await self._answered("leave", worker._membership.leave(worker._exchange.acknowledged))
         except StepdError as error:

@@ -32,6 +32,30 @@ def test_a_fleet_needs_no_flags() -> None:
     assert (str(fleet.listen), fleet.shards, fleet.data_dir, fleet.security) == ("127.0.0.1:7070", 1, None, Security())
 
 
+def test_as_many_shards_as_there_are_cores_or_as_there_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "cores", lambda: 6)
+
+    def shards(*argv: str, **environ: str) -> int:
+        fleet = settings("serve", *argv, environ=environ)
+        assert isinstance(fleet, FleetSettings)
+        return fleet.shards
+
+    assert shards("--shards=auto") == 6
+    assert shards(STEPD_SERVER_SHARDS="auto") == 6
+    assert shards("--shards=auto", f"--data-dir={tmp_path}") == 6
+    # What is in them would be lost to a fleet of another size, which the machine may suggest after a move.
+    for name in ("shard-0", "shard-2", "shard-x", "coordinator"):
+        (tmp_path / name).mkdir()
+    assert shards("--shards=auto", f"--data-dir={tmp_path}") == 3
+    assert shards("--shards=2", f"--data-dir={tmp_path}") == 2
+    with pytest.raises(SystemExit):
+        settings("coordinator", "--listen=127.0.0.1:7070", "--shards=auto")
+
+
+def test_cores_are_those_that_may_be_used() -> None:
+    assert cli.cores() == len(os.sched_getaffinity(0))
+
+
 def test_roles_by_flags() -> None:
     assert settings("coordinator", "--listen=127.0.0.1:7070", "--shards=3", "--json") == CoordinatorSettings(
         listen=Target("127.0.0.1", 7070), shards=3, json=True

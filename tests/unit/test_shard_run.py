@@ -12,6 +12,8 @@ import pytest
 from stepd.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound
 from stepd.rules import AdamW
 from stepd.v1 import round_pb2, shard_pb2
+from stepd_server.shard import pulling
+from stepd_server.shard.pulling import Pulling
 
 from .shard_bench import BLOCK, Fleet, apply, arrays, chunks, member, run
 
@@ -55,6 +57,39 @@ def test_a_new_attempt_drops_what_was_gathered(tmp_path: Path) -> None:
         await fleet.finish(apply(0, attempt=1))
         pulled = await fleet.pull(round=0)
         np.testing.assert_allclose(pulled["w"], fleet.params["w"] - arrays(1)["w"], rtol=1e-6)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("kept", [1, 100])
+def test_readers_of_one_version_share_its_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int) -> None:
+    """And never see another version's, nor do messages stay when nobody reads."""
+    encoded = []
+
+    def encode(shard: Pulling, request: shard_pb2.PullRequest, start: int, stop: int) -> bytes:
+        encoded.append(start)
+        return real(shard, request, start, stop)
+
+    real = Pulling._encoded
+    monkeypatch.setattr(Pulling, "_encoded", encode)
+    monkeypatch.setattr(pulling, "CHUNK_BYTES", 64)
+    monkeypatch.setattr(pulling, "MESSAGES_KEPT", kept)
+
+    async def scenario() -> None:
+        fleet = Fleet(tmp_path, arrays(0))
+        await fleet.start()
+        expected = dict(fleet.params)
+        for step in range(3):
+            encoded.clear()
+            waiting = [asyncio.create_task(fleet.pull(round=step)) for _ in range(3)]
+            await fleet.step(arrays(step + 1), round=step)
+            expected = {name: value - arrays(step + 1)[name] for name, value in expected.items()}
+            for pulled in await asyncio.gather(*waiting):
+                for name, value in pulled.items():
+                    np.testing.assert_array_equal(value, expected[name])
+            if kept == 100:
+                assert 1 < len(encoded) < 2 * len(set(encoded))  # the first may be ahead before there is a second
+            assert not fleet.shards[0]._messages
 
     run(scenario)
 

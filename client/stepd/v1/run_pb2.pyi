@@ -213,7 +213,7 @@ class GroupSpec(_message.Message):
     def __init__(self, optimizer: _Optional[_Union[OptimizerSpec, _Mapping]] = ..., schedule: _Optional[_Union[ScheduleSpec, _Mapping]] = ..., clip: _Optional[_Union[ClipSpec, _Mapping]] = ...) -> None: ...
 
 class RunSpec(_message.Message):
-    __slots__ = ("name", "parameters", "groups", "schedule", "clip", "sync", "on_nonfinite", "missing", "average", "optimizer")
+    __slots__ = ("name", "parameters", "groups", "schedule", "clip", "sync", "on_nonfinite", "missing", "average", "optimizer", "gradient_encoding", "parameter_encoding")
     NAME_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     GROUPS_FIELD_NUMBER: _ClassVar[int]
@@ -224,6 +224,8 @@ class RunSpec(_message.Message):
     MISSING_FIELD_NUMBER: _ClassVar[int]
     AVERAGE_FIELD_NUMBER: _ClassVar[int]
     OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
+    GRADIENT_ENCODING_FIELD_NUMBER: _ClassVar[int]
+    PARAMETER_ENCODING_FIELD_NUMBER: _ClassVar[int]
     name: str
     parameters: _containers.RepeatedCompositeFieldContainer[ParameterSpec]
     groups: _containers.RepeatedCompositeFieldContainer[GroupSpec]
@@ -234,7 +236,9 @@ class RunSpec(_message.Message):
     missing: MissingPolicy
     average: AverageSpec
     optimizer: OptimizerSpec
-    def __init__(self, name: _Optional[str] = ..., parameters: _Optional[_Iterable[_Union[ParameterSpec, _Mapping]]] = ..., groups: _Optional[_Iterable[_Union[GroupSpec, _Mapping]]] = ..., schedule: _Optional[_Union[ScheduleSpec, _Mapping]] = ..., clip: _Optional[_Union[ClipSpec, _Mapping]] = ..., sync: _Optional[_Union[SyncSpec, _Mapping]] = ..., on_nonfinite: _Optional[_Union[NonfinitePolicy, str]] = ..., missing: _Optional[_Union[MissingPolicy, str]] = ..., average: _Optional[_Union[AverageSpec, _Mapping]] = ..., optimizer: _Optional[_Union[OptimizerSpec, _Mapping]] = ...) -> None: ...
+    gradient_encoding: str
+    parameter_encoding: str
+    def __init__(self, name: _Optional[str] = ..., parameters: _Optional[_Iterable[_Union[ParameterSpec, _Mapping]]] = ..., groups: _Optional[_Iterable[_Union[GroupSpec, _Mapping]]] = ..., schedule: _Optional[_Union[ScheduleSpec, _Mapping]] = ..., clip: _Optional[_Union[ClipSpec, _Mapping]] = ..., sync: _Optional[_Union[SyncSpec, _Mapping]] = ..., on_nonfinite: _Optional[_Union[NonfinitePolicy, str]] = ..., missing: _Optional[_Union[MissingPolicy, str]] = ..., average: _Optional[_Union[AverageSpec, _Mapping]] = ..., optimizer: _Optional[_Union[OptimizerSpec, _Mapping]] = ..., gradient_encoding: _Optional[str] = ..., parameter_encoding: _Optional[str] = ...) -> None: ...
 
 class Slice(_message.Message):
     __slots__ = ("parameter", "start", "count")

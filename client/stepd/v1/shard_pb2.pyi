@@ -31,6 +31,38 @@ class Chunk(_message.Message):
     data: bytes
     def __init__(self, offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
+class ScaledValues(_message.Message):
+    __slots__ = ("scales", "values")
+    SCALES_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    scales: bytes
+    values: bytes
+    def __init__(self, scales: _Optional[bytes] = ..., values: _Optional[bytes] = ...) -> None: ...
+
+class SparseValues(_message.Message):
+    __slots__ = ("places", "values")
+    PLACES_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    places: bytes
+    values: bytes
+    def __init__(self, places: _Optional[bytes] = ..., values: _Optional[bytes] = ...) -> None: ...
+
+class EncodedChunk(_message.Message):
+    __slots__ = ("offset", "count", "bfloat16", "float16", "int8", "sparse")
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    BFLOAT16_FIELD_NUMBER: _ClassVar[int]
+    FLOAT16_FIELD_NUMBER: _ClassVar[int]
+    INT8_FIELD_NUMBER: _ClassVar[int]
+    SPARSE_FIELD_NUMBER: _ClassVar[int]
+    offset: int
+    count: int
+    bfloat16: bytes
+    float16: bytes
+    int8: ScaledValues
+    sparse: SparseValues
+    def __init__(self, offset: _Optional[int] = ..., count: _Optional[int] = ..., bfloat16: _Optional[bytes] = ..., float16: _Optional[bytes] = ..., int8: _Optional[_Union[ScaledValues, _Mapping]] = ..., sparse: _Optional[_Union[SparseValues, _Mapping]] = ...) -> None: ...
+
 class SharedChunk(_message.Message):
     __slots__ = ("offset", "count", "at")
     OFFSET_FIELD_NUMBER: _ClassVar[int]
@@ -114,14 +146,16 @@ class PushHeader(_message.Message):
     def __init__(self, run: _Optional[str] = ..., member: _Optional[_Union[_round_pb2.Member, _Mapping]] = ..., id: _Optional[_Union[_round_pb2.RoundId, _Mapping]] = ..., weight: _Optional[float] = ..., ranges: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., layout_version: _Optional[int] = ..., sequence: _Optional[int] = ..., based_on: _Optional[int] = ...) -> None: ...
 
 class PushRequest(_message.Message):
-    __slots__ = ("header", "chunk", "shared")
+    __slots__ = ("header", "chunk", "shared", "encoded")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     SHARED_FIELD_NUMBER: _ClassVar[int]
+    ENCODED_FIELD_NUMBER: _ClassVar[int]
     header: PushHeader
     chunk: Chunk
     shared: SharedChunk
-    def __init__(self, header: _Optional[_Union[PushHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., shared: _Optional[_Union[SharedChunk, _Mapping]] = ...) -> None: ...
+    encoded: EncodedChunk
+    def __init__(self, header: _Optional[_Union[PushHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., shared: _Optional[_Union[SharedChunk, _Mapping]] = ..., encoded: _Optional[_Union[EncodedChunk, _Mapping]] = ...) -> None: ...
 
 class PushResponse(_message.Message):
     __slots__ = ("status", "id", "step", "in_turn")
@@ -136,7 +170,7 @@ class PushResponse(_message.Message):
     def __init__(self, status: _Optional[_Union[ReceiptStatus, str]] = ..., id: _Optional[_Union[_round_pb2.RoundId, _Mapping]] = ..., step: _Optional[int] = ..., in_turn: bool = ...) -> None: ...
 
 class PullRequest(_message.Message):
-    __slots__ = ("run", "round", "member", "ranges", "attempt", "step", "sent_away", "averaged", "layout_version", "state", "shared")
+    __slots__ = ("run", "round", "member", "ranges", "attempt", "step", "sent_away", "averaged", "layout_version", "state", "shared", "encoding")
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     MEMBER_FIELD_NUMBER: _ClassVar[int]
@@ -148,6 +182,7 @@ class PullRequest(_message.Message):
     LAYOUT_VERSION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     SHARED_FIELD_NUMBER: _ClassVar[int]
+    ENCODING_FIELD_NUMBER: _ClassVar[int]
     run: str
     round: int
     member: _round_pb2.Member
@@ -159,7 +194,8 @@ class PullRequest(_message.Message):
     layout_version: int
     state: bool
     shared: bool
-    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., member: _Optional[_Union[_round_pb2.Member, _Mapping]] = ..., ranges: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., attempt: _Optional[int] = ..., step: _Optional[int] = ..., sent_away: _Optional[int] = ..., averaged: bool = ..., layout_version: _Optional[int] = ..., state: bool = ..., shared: bool = ...) -> None: ...
+    encoding: str
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., member: _Optional[_Union[_round_pb2.Member, _Mapping]] = ..., ranges: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., attempt: _Optional[int] = ..., step: _Optional[int] = ..., sent_away: _Optional[int] = ..., averaged: bool = ..., layout_version: _Optional[int] = ..., state: bool = ..., shared: bool = ..., encoding: _Optional[str] = ...) -> None: ...
 
 class StateBuffer(_message.Message):
     __slots__ = ("group", "name", "count")
@@ -192,14 +228,16 @@ class PullHeader(_message.Message):
     def __init__(self, step: _Optional[int] = ..., round: _Optional[int] = ..., decision: _Optional[_Union[_round_pb2.Decision, _Mapping]] = ..., buffers: _Optional[_Iterable[_Union[StateBuffer, _Mapping]]] = ..., updates: _Optional[_Iterable[int]] = ..., scalars: _Optional[_Iterable[float]] = ..., state_id: _Optional[str] = ..., counted: _Optional[int] = ...) -> None: ...
 
 class PullResponse(_message.Message):
-    __slots__ = ("header", "chunk", "shared")
+    __slots__ = ("header", "chunk", "shared", "encoded")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     SHARED_FIELD_NUMBER: _ClassVar[int]
+    ENCODED_FIELD_NUMBER: _ClassVar[int]
     header: PullHeader
     chunk: Chunk
     shared: SharedChunk
-    def __init__(self, header: _Optional[_Union[PullHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., shared: _Optional[_Union[SharedChunk, _Mapping]] = ...) -> None: ...
+    encoded: EncodedChunk
+    def __init__(self, header: _Optional[_Union[PullHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., shared: _Optional[_Union[SharedChunk, _Mapping]] = ..., encoded: _Optional[_Union[EncodedChunk, _Mapping]] = ...) -> None: ...
 
 class ShareMemoryOffer(_message.Message):
     __slots__ = ("run", "member", "layout_version")

@@ -9,10 +9,11 @@ from functools import partial
 
 import numpy as np
 
-from stepd import wire
+from stepd import encodings, wire
 from stepd.errors import FailedPrecondition, NotFound
-from stepd.limits import BLOCK_ELEMENTS, CHUNK_BYTES, SHARED_BYTES_AT_ONCE, WAIT_S
+from stepd.limits import BLOCK_ELEMENTS, CHUNK_BYTES, MESSAGES_KEPT, SHARED_BYTES_AT_ONCE, WAIT_S
 from stepd.rules.base import Array
+from stepd.settings import refuse
 from stepd.v1 import round_pb2, shard_pb2
 from stepd_server.shard.arena import Arena
 from stepd_server.shard.averaging import averaged, check_averages
@@ -46,6 +47,8 @@ class Pulling:
         # Up to which element parameters have the version that is being applied; None between steps.
         self._applied_to: int | None = None
         self._readers: set[Reader] = set()
+        # By round, encoding and place: messages that one of several readers has had. Gone with the last of them.
+        self._messages: dict[tuple[int, str, int, int], bytes] = {}
         # A step waits for them: whoever comes now reads what it leaves.
         self._turning = False
         # Of members that share theirs: where their contributions lie.
@@ -55,10 +58,7 @@ class Pulling:
 
     async def pull(self, request: shard_pb2.PullRequest) -> AsyncGenerator[bytes, None]:
         """Stream one version of the parameters, or of their averages."""
-        if request.averaged:
-            check_averages(self.arena.piece)
-        if request.shared and (request.averaged or request.state or key_of(request.member) not in self.memories):
-            raise not_shared("it has not asked, or this shard has been started again")
+        self._check_form(request)
         await self._wait(lambda: self._has_version(request), request.round if request.HasField("round") else None)
         # From here to the first yield nothing else runs: the version cannot change before the reader is known.
         reader = Reader(state=request.state, sent_away=request.sent_away)
@@ -95,17 +95,48 @@ class Pulling:
         finally:
             self._leave(reader)
 
+    def _check_form(self, request: shard_pb2.PullRequest) -> None:
+        """Whether what is asked for can be had in the form that is asked for."""
+        if request.averaged:
+            check_averages(self.arena.piece)
+        if request.encoding:
+            thing = f"run {self.name!r}: pull"
+            if encodings.of_parameters(request.encoding) is None:
+                refuse(thing, "encoding", request.encoding, 'absent for "float32"')
+            if request.averaged or request.state or request.shared or self.arena.piece.dtype != np.float32:
+                refuse(thing, "encoding", request.encoding, "absent but for parameters of float32 that are sent")
+        if request.shared and (request.averaged or request.state or key_of(request.member) not in self.memories):
+            raise not_shared("it has not asked, or this shard has been started again")
+
     def _part(self, request: shard_pb2.PullRequest, start: int, stop: int) -> bytes:
         """One message of what is asked for: values, or where they lie."""
         if request.shared:
             chunk = shard_pb2.SharedChunk(offset=start, count=stop - start)
             return shard_pb2.PullResponse(shared=chunk).SerializeToString()
+        # Workers all want the same at about the same time. Few want averages.
+        key = (self._round, request.encoding, start, stop)
+        message = None if request.averaged else self._messages.get(key)
+        if message is None:
+            message = self._encoded(request, start, stop)
+            if len(self._readers) > 1 and not request.averaged:
+                if len(self._messages) == MESSAGES_KEPT:
+                    del self._messages[next(iter(self._messages))]
+                self._messages[key] = message
+        return message
+
+    def _encoded(self, request: shard_pb2.PullRequest, start: int, stop: int) -> bytes:
+        if request.encoding:
+            encoding = encodings.of_parameters(request.encoding)
+            assert encoding is not None  # `pull` has looked
+            encoded = encoding.encode(start, self.arena.parameters[start:stop])
+            return shard_pb2.PullResponse(encoded=encoded).SerializeToString()
         content = averaged(self.arena, start, stop) if request.averaged else self.arena.parameters[start:stop]
         return wire.encode_chunk(start, content.nbytes, [content.view(np.uint8).data])
 
     def _leave(self, reader: Reader) -> None:
         self._readers.discard(reader)
         if not self._readers:
+            self._messages.clear()
             self.phases.sent()
         self._changed.notify()
 

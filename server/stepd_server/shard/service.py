@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
+import numpy as np
 
-from stepd import wire
+from stepd import encodings, wire
 from stepd.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from stepd.rules.base import Array
 from stepd.v1 import coordinator_pb2, shard_control_pb2, shard_control_pb2_grpc, shard_pb2
@@ -107,7 +108,8 @@ class ShardService(shard_control_pb2_grpc.ShardControlServicer):
         run = self._run(header.run)
         # Looked up with each chunk: what is held here in vain would keep the memory of a worker that is gone.
         return await run.push(
-            header, _contributed(stream, lambda: run.memories.get(key_of(header.member)), self._traffic)
+            header,
+            _contributed(stream, run.arena.piece.dtype, lambda: run.memories.get(key_of(header.member)), self._traffic),
         )
 
     async def share_memory(
@@ -276,7 +278,7 @@ async def _first(stream: AsyncIterator[bytes], decode: Callable[[bytes], object]
 
 
 async def _contributed(
-    stream: AsyncIterator[bytes], memory: Callable[[], Array | None], traffic: metrics.Traffic
+    stream: AsyncIterator[bytes], dtype: np.dtype[Any], memory: Callable[[], Array | None], traffic: metrics.Traffic
 ) -> AsyncIterator[wire.Chunk]:
     """The chunks of a contribution, wherever they lie."""
     async for raw in stream:
@@ -289,6 +291,15 @@ async def _contributed(
                 traffic.read += len(chunk.data)
                 yield chunk
                 await asyncio.sleep(0)  # nothing is waited for here, and others want their turn
+        elif isinstance(message, shard_pb2.EncodedChunk):
+            if dtype != np.float32:
+                raise InvalidArgument(
+                    f"a run of {dtype} takes no encoded chunks",
+                    reason="BAD_CHUNK",
+                    expected="float32",
+                    given=str(dtype),
+                )
+            yield wire.Chunk(message.offset, encodings.decode(message).view(np.uint8).data)
         else:
             raise _second_header()
 
