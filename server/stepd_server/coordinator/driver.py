@@ -166,7 +166,7 @@ class Driver:
 
     def _start(self, tasks: Tasks, shard: int, name: str, call: Call) -> None:
         older = tasks.get(shard)
-        # What leads to this action may be told from within the older call: that one sees that it is not wanted any more.
+        # What leads to this action may be told from within the older call: that one sees that it is not wanted now.
         if older and older is not asyncio.current_task():
             older.cancel()
         work = self._insist(tasks, shard, name, call)
