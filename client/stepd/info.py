@@ -48,17 +48,17 @@ class ShardInfo:
         index: its place in the layout, from 0.
         target: where workers reach it.
         ready: it answers.
-        pid: its process id on its own machine.
+        pid: its process id on its own machine; None while it is away and has not been heard of by this coordinator.
     """
 
     index: int
     target: str
     ready: bool
-    pid: int
+    pid: int | None
 
     @classmethod
     def from_proto(cls, message: coordinator_pb2.ShardState) -> ShardInfo:
-        return cls(index=message.index, target=message.target, ready=message.ready, pid=message.pid)
+        return cls(index=message.index, target=message.target, ready=message.ready, pid=message.pid or None)
 
     def to_json(self) -> Json:
         return dataclasses.asdict(self)

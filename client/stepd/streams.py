@@ -346,7 +346,11 @@ class RunStreams:
 
             try:
                 found = await together((name(), *(follow(shard) for shard in others)))
-                return dict(zip(picture.shards, found, strict=True))
+                steps = {reply.step for reply in found}
+                if len(steps) == 1:
+                    return dict(zip(picture.shards, found, strict=True))
+                # The first was asked anew when its connection broke, and had gone on by then.
+                newest = max(steps)
             except Aborted as error:
                 if error.reason != "VERSION_PASSED":
                     raise

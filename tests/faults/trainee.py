@@ -2,7 +2,8 @@
 
     python -P trainee.py '{"target": "127.0.0.1:7070", "run": "digits", "rank": 0, "until": "/tmp/until"}'
 
-It steps until the file `until` holds a number of steps that it has reached.
+It steps until the file `until` holds a number of steps that it has reached; before the first it waits for the file
+`begin`, if one is named.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ def train(config: dict[str, Any], run: stepd.Run, start: int) -> None:
         say("joined", rank=worker.rank, id=worker.id)
         params, step = worker.pull(), start
         say("pulled", digest=digest(params), first=float(next(iter(params.values())).flat[0]))
+        while "begin" in config and not Path(config["begin"]).exists():
+            time.sleep(0.05)
         while not (until.exists() and step >= int(until.read_text())):
             grads = gradient(config.get("gradient", "noise"), worker.rank, params)
             result = worker.step(grads)

@@ -12,7 +12,6 @@ from stepd import specs
 from stepd.adding import add_group
 from stepd.errors import OverlappingGroups
 from stepd.parameters import ParamGroup, define_group
-from stepd.policies import Async
 from stepd.retry import Patience
 from stepd.run import Run
 from stepd.session import Session
@@ -94,13 +93,6 @@ async def _set_rate(streams: RunStreams) -> None:
     found = await session.ask("GetRun", coordinator_pb2.GetRunRequest(run=RUN))
     Run(session, found.run.spec, found.layout).set_lr(_RATE)
     await session.kept.pop()
-
-
-async def set_free(streams: RunStreams) -> None:
-    """Nobody waits for anybody any more."""
-    sync = specs.sync_to_proto(Async())
-    request = coordinator_pb2.UpdateRunRequest(run=RUN, sync=sync, request_id="set free")
-    await streams.session.ask("UpdateRun", request)
 
 
 async def _add_group(streams: RunStreams) -> None:

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from stepd.definitions import RunSpec
-from stepd.policies import Async, Clip
+from stepd.policies import Clip
 from stepd.rules import Block, Moment
 from stepd_server.coordinator import decision as decisions
 from stepd_server.coordinator.policy import policy_of
 from stepd_server.coordinator.vocabulary import Decision, Outcome
-from tests.simulator.sent import Contradiction, Contributions, Kept, key_of
+from tests.simulator.sent import Contradiction, Contributions, Kept, keys_of
 
 Array = np.ndarray[Any, Any]
 
@@ -72,19 +72,14 @@ class Model:
         """One decided round."""
         if decision.outcome is not Outcome.APPLIED:
             return
-        keys = [key_of(decision, member) for member in sorted(decision.members, key=lambda member: member.rank)]
-        held = [contributions.tensors(key) for key in keys]
         reduce = policy_of(self.spec.sync).reduce
-        if reduce != "weighted":
-            held = [(tensors, 1.0) for tensors, _ in held]
-        if isinstance(self.spec.sync, Async):
-            stale = contributions.staleness(keys[0], decision.step_before)
-            held = [(held[0][0], self._taken(self.spec.sync, decision, stale))]
-        divisor = {"mean": float(len(held)), "sum": 1.0, "weighted": math.fsum(w for _, w in held)}
+        held = [(*contributions.tensors(key), scale) for key, scale in keys_of(decision)]
+        divisor = {"mean": float(len(held)), "sum": 1.0, "weighted": math.fsum(weight for _, weight, _ in held)}
         total: dict[int, Array] = {}
-        for tensors, weight in held:
+        for tensors, weight, scale in held:
+            factor = weight if reduce == "weighted" else scale
             for id_, tensor in tensors.items():
-                part = tensor * weight if weight != 1.0 else tensor
+                part = tensor * factor if factor != 1.0 else tensor
                 total[id_] = total[id_] + part if id_ in total else part.copy()
         norms = {one.parameter: (one.first, one.second) for one in decision.norms}
         self._check_norm(decision, total, divisor[reduce])
@@ -96,12 +91,6 @@ class Model:
             self._tensors[id_].update(gradient, rates.lr, norms.get(id_, (math.nan, math.nan)))
         self._average(decision.step)
         self._note_version()
-
-    def _taken(self, sync: Async, decision: Decision, staleness: int) -> float:
-        """What is made of a contribution that takes its turn."""
-        if sync.max_staleness is not None and staleness > sync.max_staleness:
-            raise Contradiction(f"{decision} took what was {staleness} steps old, {sync.max_staleness} at most")
-        return 1 / (1 + staleness) if sync.damping == "inverse" else 1.0
 
     def _average(self, step: int) -> None:
         average = self.spec.average

@@ -97,25 +97,28 @@ class Scenario:
     faults: tuple[Fault, ...] = ()
 
     @property
-    def fixed(self) -> bool:
-        """Whether it wants exactly so many workers."""
-        return not isinstance(self.sync, Sync) or self.sync.workers is not None
-
-    @property
-    def waits_for_all(self) -> bool:
-        """Whether who is at its end has to let the others go on without it."""
-        return isinstance(self.sync, BoundedStaleness)
-
-    @property
     def repeatable(self) -> bool:
         """Whether the result does not depend on what goes wrong on the way."""
-        return (
-            isinstance(self.sync, Sync)
-            and self.sync.workers is not None
-            and self.sync.quorum is None
-            and not self.leaves
-            and self.deleted is None
-        )
+        all_of_them = isinstance(self.sync, Sync) and self.sync.workers is not None and self.sync.quorum is None
+        return all_of_them and not self.leaves and self.deleted is None
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether every contribution is a step of its own."""
+        return not isinstance(self.sync, Sync)
+
+    @property
+    def lingers(self) -> bool:
+        """Whether who has seen the last step must go on, because others could not without it."""
+        return isinstance(self.sync, BoundedStaleness) or (isinstance(self.sync, Sync) and self.sync.quorum is not None)
+
+    @property
+    def by_rank(self) -> bool:
+        return isinstance(self.sync, Sync) and self.sync.deterministic
+
+    @property
+    def weighted(self) -> bool:
+        return isinstance(self.sync, Sync) and self.sync.reduce == "weighted"
 
     def undisturbed(self) -> Scenario:
         """Nothing goes wrong, and there is but one shard."""

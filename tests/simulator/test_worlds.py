@@ -3,7 +3,6 @@
 pytest tests/simulator --worlds 5000 -n 2     live through the first 5000
 pytest tests/simulator --world 17             live through one, and print its history
 pytest tests/simulator --world 17 --faults 2  the same with but one of the things that go wrong in it
-pytest tests/simulator --theme turns          of one theme only (drawing.py)
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Final
 import pytest
 
 from tests.simulator.checks import problems_of
-from tests.simulator.drawing import Theme, draw
+from tests.simulator.drawing import draw
 from tests.simulator.scenario import Scenario
 from tests.simulator.shrinking import shrunk
 from tests.simulator.world import history
@@ -30,40 +29,29 @@ _CHARS: Final = 6000
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     option = metafunc.config.getoption
-    if metafunc.function is test_whatever_goes_wrong_the_promises_hold:
+    if "worlds" in metafunc.fixturenames:
         first, count = option("--first-world"), option("--worlds") if option("--world") is None else 0
         tests = max(_TESTS, -(-count // _WORLDS_MAX))
         shares = [range(first + i, first + count, tests) for i in range(min(tests, count))]
         metafunc.parametrize("worlds", shares, ids=[f"{share.start}-{share[-1]}" for share in shares])
 
 
-def test_whatever_goes_wrong_the_promises_hold(worlds: range, pytestconfig: pytest.Config, still: None) -> None:
-    _live_through(worlds, pytestconfig.getoption("--theme"))
-
-
-@pytest.mark.parametrize("theme", ["quorum", "turns"])
-@pytest.mark.parametrize("worlds", [range(20 * i, 20 * i + 20) for i in range(4)], ids=lambda worlds: f"{worlds.start}")
-def test_they_hold_for_who_does_not_wait_for_everybody(worlds: range, theme: Theme, still: None) -> None:
-    _live_through(worlds, theme)
-
-
-def _live_through(worlds: range, theme: Theme | None) -> None:
+def test_whatever_goes_wrong_the_promises_hold(worlds: range, still: None) -> None:
     for seed in worlds:
-        scenario = draw(seed, theme)
+        scenario = draw(seed)
         if problems_of(history(scenario)):
-            pytest.fail(_report(scenario, theme))
+            pytest.fail(_report(scenario))
         gc.collect()
 
 
-def _report(scenario: Scenario, theme: Theme | None) -> str:
+def _report(scenario: Scenario) -> str:
     """What is wrong, with as few faults as it takes."""
     small, kept = shrunk(scenario)
     world = history(small)
     faults = ",".join(map(str, kept)) or "none"
-    of_theme = f" --theme {theme}" if theme else ""
     return "\n".join(
         [
-            f"pytest tests/simulator{of_theme} --world {scenario.seed} --faults {faults}   # replays it",
+            f"pytest tests/simulator --world {scenario.seed} --faults {faults}   # replays it",
             *problems_of(world),
             small.describe(),
             world.transcript()[-_CHARS:],
@@ -81,7 +69,7 @@ def test_one_world(pytestconfig: pytest.Config, still: None) -> None:
     seed, faults = pytestconfig.getoption("--world"), pytestconfig.getoption("--faults")
     if seed is None:
         pytest.skip("no world was asked for: --world SEED")
-    scenario = draw(seed, pytestconfig.getoption("--theme"))
+    scenario = draw(seed)
     if faults is not None:
         scenario = scenario.only([int(number) for number in faults.split(",")] if faults != "none" else [])
     world = history(scenario)

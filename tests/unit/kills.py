@@ -38,18 +38,24 @@ class Kills:
     def watching(self, folder: Path) -> Iterator[None]:
         """Copies are made only within."""
         self._folder = folder
-        self._die("at the beginning")
+        self.die("at the beginning")
         try:
             yield
         finally:
             self._folder = None
+
+    @property
+    def watches(self) -> bool:
+        """Whether copies are being made."""
+        return self._folder is not None
 
     def copies(self) -> list[tuple[str, Path]]:
         """Those made since this was asked last, each with where it was."""
         copies, self._copies = self._copies, []
         return copies
 
-    def _die(self, where: str) -> None:
+    def die(self, where: str) -> None:
+        """Copy what is there now."""
         if self._folder is not None:
             copy = self._into / f"{self._made}"
             shutil.copytree(self._folder, copy)
@@ -61,16 +67,16 @@ class Kills:
 
         def storing(journal: Journal, field: Field, value: int) -> None:
             store(journal, field, value)
-            self._die(f"after {field.name} = {value}")
+            self.die(f"after {field.name} = {value}")
 
         def writing(journal: Journal, target: Array, source: Array) -> None:
             if self._folder and target.size > 1:
                 half = target.size // 2
                 write(journal, target[:half], source[:half])
-                self._die("in the middle of an array")
+                self.die("in the middle of an array")
             write(journal, target, source)
             if target.size:
-                self._die("after an array")
+                self.die("after an array")
 
         monkeypatch.setattr(Journal, "store", storing)
         monkeypatch.setattr(Journal, "write", writing)
@@ -80,7 +86,7 @@ class Kills:
 
         def adding(averaging: Averaging, start: int, stop: int, t: Array) -> None:
             if averaging.counts and averaging._arena.averaged is not None:
-                self._die_within("an average", [averaging._arena.averaged[start:stop]])
+                self.die_within("an average", [averaging._arena.averaged[start:stop]])
             add(averaging, start, stop, t)
 
         monkeypatch.setattr(Averaging, "add", adding)
@@ -92,17 +98,19 @@ class Kills:
         update = kind.update
 
         def updating(rule: Rule, block: Block, at: Moment) -> None:
-            self._die_within("an update", [block.p, *block.buffers])
+            if isinstance(block.p, np.ndarray):  # and not a recording of what is done to arrays
+                self.die_within("an update", [block.p, *block.buffers])
             update(rule, block, at)
 
         monkeypatch.setattr(kind, "update", updating)
 
-    def _die_within(self, what: str, arrays: list[Array]) -> None:
+    def die_within(self, what: str, arrays: list[Array]) -> None:
+        """Copy what is there with anything in some arrays."""
         if self._folder is not None:
             before = [array.copy() for array in arrays]
             for array in arrays:
                 array.fill(np.nan)
-            self._die(f"in the middle of {what}")
+            self.die(f"in the middle of {what}")
             for array, values in zip(arrays, before, strict=True):
                 array[...] = values
 

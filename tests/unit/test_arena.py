@@ -80,6 +80,26 @@ def test_a_full_disk_is_an_error_before_anything_is_used(tmp_path: Path, monkeyp
     assert not (tmp_path / "run").exists()
 
 
+def test_what_was_mapped_before_the_disk_was_full_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, not when the error is forgotten: the next run may need the room."""
+    allocate, left = os.posix_fallocate, 4
+
+    def nearly_full(*where: int) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(errno.ENOSPC, "no space")
+        allocate(*where)
+
+    monkeypatch.setattr(os, "posix_fallocate", nearly_full)
+    with pytest.raises(ResourceExhausted) as held:
+        arena(tmp_path / "run", AdamW())
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+    assert held.value.details["needed"]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_scratch_begins_at_cache_lines(dtype: str) -> None:
     """Every row of it."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from stepd_server.coordinator.events import RecordAttempt
 from stepd_server.coordinator.slots import Slots, frame, unframe, write_whole
 from stepd_server.coordinator.store import Damaged, RunRecord, Store
 from stepd_server.coordinator.vocabulary import Decision, GroupRates, Member, Nonfinite, Outcome, RoundId
+from stepd_server.settings import CannotStart
 
 
 def record(name: str = "digits", run_id: str = "1") -> RunRecord:
@@ -128,6 +131,35 @@ def test_a_damaged_run_stops_the_coordinator(tmp_path: Path) -> None:
 
 def test_lives_are_counted(tmp_path: Path) -> None:
     assert [Store(tmp_path).start() for _ in range(3)] == [1, 2, 3]
+
+
+def test_a_coordinator_that_cannot_write_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(CannotStart, match=r"cannot write to .*coordinator: no space left on device"):
+        store.start()
+    with pytest.raises(OSError, match="No space"):
+        store.create(record())
+    assert store.runs() == []
+
+
+def test_a_run_has_its_room_from_the_beginning(tmp_path: Path) -> None:
+    """Whatever is written while it goes on fits into what was taken when it was created."""
+    store = Store(tmp_path)
+    store.start()
+    folder = tmp_path / "coordinator"
+    store.create(record())
+    sizes = {path: path.stat().st_blocks for path in folder.rglob("*")}
+    run = store.run("digits")
+    for round_ in range(3):
+        run.write_attempt(RecordAttempt(RoundId(round_, 1)))
+        run.write_decision(decided(round_))
+    Store(tmp_path).start()
+    assert {path: path.stat().st_blocks for path in folder.rglob("*")} == sizes
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_a_fleet_is_ready_when_every_shard_is() -> None:
     )
     fleet = FleetInfo.from_proto(message, target="127.0.0.1:7070")
     assert not fleet.ready
-    assert [shard.pid for shard in fleet.shards] == [11, 0]
+    assert [shard.pid for shard in fleet.shards] == [11, None]
     assert strict_json(fleet.to_json()) == {
         "target": "127.0.0.1:7070",
         "ready": False,
@@ -143,7 +143,7 @@ def test_a_fleet_is_ready_when_every_shard_is() -> None:
         "runs": 2,
         "shards": [
             {"index": 0, "target": "127.0.0.1:1", "ready": True, "pid": 11},
-            {"index": 1, "target": "", "ready": False, "pid": 0},
+            {"index": 1, "target": "", "ready": False, "pid": None},
         ],
     }
 

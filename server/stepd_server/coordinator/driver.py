@@ -47,8 +47,6 @@ from stepd_server.coordinator.vocabulary import RoundId
 logger = logging.getLogger(__name__)
 
 Call: TypeAlias = Callable[[], Awaitable[None]]
-# By shard: the latest call of a kind.
-Tasks: TypeAlias = dict[int, asyncio.Task[None]]
 
 # Waiting before a broken call is made again: doubled from the one to the other.
 _RETRY_S_MIN: Final = 0.02
@@ -82,13 +80,13 @@ class Driver:
         self.groups = groups
         self._fleet = fleet
         self._tell = tell
-        self._gathers: Tasks = {}
-        self._finishes: Tasks = {}
-        self._settles: Tasks = {}
-        self._commits: Tasks = {}
-        self._measures: Tasks = {}
-        self._closes: Tasks = {}
-        self._selects: Tasks = {}
+        self._gathers: dict[int, asyncio.Task[None]] = {}
+        self._finishes: dict[int, asyncio.Task[None]] = {}
+        self._settles: dict[int, asyncio.Task[None]] = {}
+        self._commits: dict[int, asyncio.Task[None]] = {}
+        self._measures: dict[int, asyncio.Task[None]] = {}
+        self._closes: dict[int, asyncio.Task[None]] = {}
+        self._selects: dict[int, asyncio.Task[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -164,13 +162,12 @@ class Driver:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _start(self, tasks: Tasks, shard: int, name: str, call: Call) -> None:
+    def _start(self, tasks: dict[int, asyncio.Task[None]], shard: int, name: str, call: Call) -> None:
         older = tasks.get(shard)
-        # What leads to this action may be told from within the older call: that one sees that it is not wanted now.
+        # What leads to this action may be told from within the older call: that one is at its end.
         if older and older is not asyncio.current_task():
             older.cancel()
-        work = self._insist(tasks, shard, name, call)
-        task = tasks[shard] = asyncio.create_task(work, name=f"{name} on shard {shard}")
+        task = tasks[shard] = asyncio.create_task(self._insist(shard, name, call), name=f"{name} on shard {shard}")
         self._tasks.add(task)
         task.add_done_callback(self._ended)
 
@@ -179,15 +176,13 @@ class Driver:
         if not task.cancelled() and (error := task.exception()):
             logger.error("run %r: %s broke off", self._run, task.get_name(), exc_info=error)
 
-    async def _insist(self, tasks: Tasks, shard: int, name: str, call: Call) -> None:
-        """Make a call until it is answered for good, or not wanted any more."""
+    async def _insist(self, shard: int, name: str, call: Call) -> None:
+        """Make a call until it is answered for good."""
         pause = _RETRY_S_MIN
         while True:
             try:
                 return await call()
             except grpc.aio.AioRpcError as error:
-                if not _is_wanted(tasks, shard):
-                    return None
                 about = f"{name} of run {self._run!r} on shard {shard}: {error.code().name}: {error.details()}"
                 if error.code() in _FINAL:
                     logger.error("%s", about)  # noqa: TRY400 (its traceback says nothing)
@@ -229,8 +224,9 @@ class Driver:
         async for message in call:
             if not message.HasField("sums"):
                 self._tell(_progress(shard, id_, message))
-                if not _is_wanted(self._gathers, shard):
-                    call.cancel()  # what was told has led to another attempt
+                if self._gathers.get(shard) is not asyncio.current_task():
+                    # What it told has opened another attempt; made again, this call would be refused for good.
+                    call.cancel()
                     return
                 continue
             self._tell(Gathered(shard, id_, convert.sums_from_proto(message.sums, groups)))
@@ -242,11 +238,6 @@ class Driver:
         raise grpc.aio.AioRpcError(
             grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), "the stream ended without sums"
         )
-
-
-def _is_wanted(tasks: Tasks, shard: int) -> bool:
-    """Whether the present task is still the one that makes this call."""
-    return tasks.get(shard) is asyncio.current_task()
 
 
 def _progress(shard: int, id_: RoundId, message: shard_control_pb2.GatherRoundResponse) -> Event:

@@ -18,6 +18,9 @@ _CHECKSUM: Final = struct.Struct("<I")
 _MAGIC: Final = b"stepd-1\n"
 # Of a file that is being written, behind its name.
 NEW: Final = ".new"
+# Taken for each file of a value that is written often, so that a disk that fills up does not stop a run: a decision of
+# a hundred members with the longest names. More is taken when it is needed.
+_ROOM: Final = 16 << 10
 
 
 def frame(payload: bytes, sequence: int = 0) -> bytes:
@@ -49,9 +52,19 @@ class Slots:
         self.value: bytes | None
         self._sequence, self.value = max(found) if found else (0, None)
 
+    def reserve(self) -> None:
+        """Take room for both files, as far as they are not there. OSError if there is none."""
+        for path in self._paths:
+            if not path.exists():
+                descriptor = _open(path)
+                try:
+                    os.posix_fallocate(descriptor, 0, _ROOM)
+                finally:
+                    os.close(descriptor)
+
     def write(self, payload: bytes) -> None:
         sequence = self._sequence + 1
-        descriptor = os.open(self._paths[sequence % 2], os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        descriptor = _open(self._paths[sequence % 2])
         try:
             data = frame(payload, sequence)
             written = os.pwrite(descriptor, data, 0)
@@ -60,6 +73,10 @@ class Slots:
         finally:
             os.close(descriptor)
         self._sequence, self.value = sequence, payload
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
 
 def read(path: Path) -> bytes:

@@ -32,6 +32,7 @@ from stepd_server.coordinator.events import RecordAttempt
 from stepd_server.coordinator.seats import Seat
 from stepd_server.coordinator.slots import NEW, Slots, read, sync_folder, unframe, write_whole
 from stepd_server.coordinator.vocabulary import Decision, Member, RoundId, Standing
+from stepd_server.settings import CannotStart
 
 _LENGTH: Final = struct.Struct("<I")
 
@@ -127,6 +128,11 @@ class RunStore:
         self._attempt = Slots(folder, "attempt")
         self._plateaus = Slots(folder, "plateaus")
 
+    def reserve(self) -> None:
+        """Take room for what is written while the run goes on. OSError if there is none."""
+        for slots in (self._decision, self._attempt, self._plateaus):
+            slots.reserve()
+
     def write_record(self, record: RunRecord) -> None:
         write_whole(self._folder / "run", record.to_bytes())
 
@@ -192,7 +198,7 @@ class RunStore:
         return found
 
 
-class Damaged(Exception):
+class Damaged(CannotStart):
     """A file is not what was written. The coordinator must not start: it would give names and rounds away twice."""
 
 
@@ -210,7 +216,11 @@ class Store:
         """Note that a coordinator starts; the answer says the how manieth it is."""
         epochs = Slots(self._folder, "epoch")
         epoch = int.from_bytes(epochs.value or b"", "little") + 1
-        epochs.write(epoch.to_bytes(8, "little"))
+        try:
+            epochs.reserve()
+            epochs.write(epoch.to_bytes(8, "little"))
+        except OSError as error:
+            raise CannotStart(f"cannot write to {self._folder}: {(error.strerror or str(error)).lower()}") from error
         return epoch
 
     def runs(self) -> list[RunRecord]:
@@ -226,6 +236,7 @@ class Store:
         shutil.rmtree(folder, ignore_errors=True)  # of a creation that was broken off
         folder.mkdir(mode=0o700)
         store = self.run(record.name)
+        store.reserve()
         store.write_record(record)
         sync_folder(self._runs)
         return store

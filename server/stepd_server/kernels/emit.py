@@ -14,14 +14,27 @@ from stepd_server.kernels.trace import Operand, Program
 Number: TypeAlias = Literal["float", "double"]
 
 FUNCTION: Final = "kernel"
+PARTED: Final = "parted"
+# The array that no kernel changes.
+SUM: Final = "total"
 
 _BINARY: Final = {"add": "fadd", "subtract": "fsub", "multiply": "fmul", "divide": "fdiv"}
+_BYTES: Final[dict[Number, int]] = {"float": 4, "double": 8}
 _SUFFIX: Final[dict[Number, str]] = {"float": "f32", "double": "f64"}
 
 
 def emit(program: Program, number: Number) -> str:
-    """The text of a module with `void kernel(i64 count, ptr constants, ptr cell...)`."""
-    return "\n".join(_Emitter(program, number).lines()) + "\n"
+    """The text of a module with
+
+    `void kernel(i64 count, ptr constants, ptr cell...)` and
+    `void parted(i64 count, ptr constants, i64 part, ptr word, i64 first, ptr slot, ptr cell...)`
+
+    The second does the same, so that who is killed in it can be gone on from: part after part, each of so many
+    elements, it copies what it is about to change into the slot (a row for each cell but the sum, in their order), adds
+    1 to `first` and stores that in the word, changes it, adds 1 again and stores.
+    """
+    emitter = _Emitter(program, number)
+    return "\n".join([*emitter.lines(), *emitter.parted()]) + "\n"
 
 
 class _Emitter:
@@ -38,7 +51,7 @@ class _Emitter:
         cells = "".join(f", ptr noalias nocapture %{cell}" for cell in program.cells)
         for name in ("sqrt", "fabs"):
             yield f"declare {n} @llvm.{name}.{self._suffix}({n})"
-        yield f"define void @{FUNCTION}(i64 %count, ptr noalias nocapture readonly %constants{cells}) {{"
+        yield f"define void @{FUNCTION}(i64 %count, ptr noalias nocapture readonly %constants{cells}) noinline {{"
         yield "entry:"
         for i in range(program.constants):
             yield f"  %at.c{i} = getelementptr {n}, ptr %constants, i64 {i}"
@@ -62,6 +75,45 @@ class _Emitter:
         yield "  %next = add nuw nsw i64 %i, 1"
         yield "  %more = icmp slt i64 %next, %count"
         yield "  br i1 %more, label %loop, label %end"
+        yield "end:"
+        yield "  ret void"
+        yield "}"
+
+    def parted(self) -> Iterator[str]:
+        n, program = self._number, self._program
+        kept = [cell for cell in program.cells if cell != SUM]
+        yield "declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)"
+        # Nothing is said of what does not overlap: that, the fences and the volatile stores keep the order.
+        cells = "".join(f", ptr %{cell}" for cell in program.cells)
+        yield (
+            f"define void @{PARTED}(i64 %count, ptr %constants, i64 %part, ptr %word, i64 %first, ptr %slot{cells}) {{"
+        )
+        yield "entry:"
+        yield "  br label %loop"
+        yield "loop:"
+        yield "  %i = phi i64 [ 0, %entry ], [ %next, %body ]"
+        yield "  %value = phi i64 [ %first, %entry ], [ %done, %body ]"
+        yield "  %more = icmp slt i64 %i, %count"
+        yield "  br i1 %more, label %body, label %end"
+        yield "body:"
+        yield "  %next = add nuw nsw i64 %i, %part"
+        yield "  %left = sub i64 %count, %i"
+        yield "  %last = icmp slt i64 %left, %part"
+        yield "  %size = select i1 %last, i64 %left, i64 %part"
+        yield f"  %bytes = mul i64 %size, {_BYTES[n]}"
+        for cell in program.cells:
+            yield f"  %at.{cell} = getelementptr {n}, ptr %{cell}, i64 %i"
+        for row, cell in enumerate(kept):
+            yield f"  %before.{cell} = mul i64 %part, {row}"
+            yield f"  %row.{cell} = getelementptr {n}, ptr %slot, i64 %before.{cell}"
+            yield f"  call void @llvm.memcpy.p0.p0.i64(ptr %row.{cell}, ptr %at.{cell}, i64 %bytes, i1 false)"
+        yield "  %held = add i64 %value, 1"
+        yield from _stored("%held")
+        arguments = "".join(f", ptr %at.{cell}" for cell in program.cells)
+        yield f"  call void @{FUNCTION}(i64 %size, ptr %constants{arguments})"
+        yield "  %done = add i64 %held, 1"
+        yield from _stored("%done")
+        yield "  br label %loop"
         yield "end:"
         yield "  ret void"
         yield "}"
@@ -116,3 +168,11 @@ class _Emitter:
     def _name(self) -> str:
         self._names += 1
         return f"%v{self._names}"
+
+
+def _stored(value: str) -> Iterator[str]:
+    """A store with all before it before it, and all after it after it, as far as this process is concerned."""
+    fence = '  fence syncscope("singlethread") seq_cst'
+    yield fence
+    yield f"  store volatile i64 {value}, ptr %word, align 8"
+    yield fence

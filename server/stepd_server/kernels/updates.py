@@ -11,7 +11,8 @@ import numpy as np
 
 from stepd.rules import Block, Moment, Reach, Rule
 from stepd.rules.base import Array
-from stepd_server.kernels.compiled import Kernel, available, compiled
+from stepd_server.kernels.compiled import Kernel, Parts, available, compiled
+from stepd_server.kernels.emit import SUM
 from stepd_server.kernels.trace import Program, Recorder, Recording, Untraceable
 from stepd_server.shard.sums import Shaping
 
@@ -49,6 +50,7 @@ class Updates:
         p: Array,
         total: Array,
         buffers: Sequence[Array],
+        parts: Parts | None = None,
     ) -> bool:
         """Update a block, if that can be compiled: `p` and `buffers` in place, by the sum of contributions.
 
@@ -60,6 +62,7 @@ class Updates:
             p: parameters.
             total: their sum of contributions; is not changed.
             buffers: those of the rule.
+            parts: for an update that can be undone, part by part.
         """
         key = (group, at)
         if key not in self._known:
@@ -69,7 +72,10 @@ class Updates:
         update = self._known[key]
         if update is None:
             return False
-        update.kernel(update.constants, [p, total, *buffers])
+        if parts is None:
+            update.kernel(update.constants, [p, total, *buffers])
+        else:
+            update.kernel.parted(update.constants, [p, total, *buffers], parts)
         return True
 
     def _update(self, group: int, rule: Rule, scale: float, at: Moment) -> _Update | None:
@@ -90,7 +96,7 @@ def record(rule: Rule, at: Moment, shaping: Shaping, group: int, scale: float) -
     if rule.reach is Reach.WHOLE:
         raise Untraceable("it sees a tensor whole")
     recorder = Recorder()
-    p, total, g = (recorder.array(name) for name in ("p", "total", "g"))
+    p, total, g = (recorder.array(name) for name in ("p", SUM, "g"))
     buffers = tuple(recorder.array(f"b{i}") for i, _ in enumerate(rule.buffers()))
     scratch = tuple(recorder.array(f"t{i}") for i in range(rule.scratch))
     shaping.gradient(_as_array(total), group, scale, _as_array(g))

@@ -11,6 +11,7 @@ from stepd.errors import FailedPrecondition
 from stepd.rules import Block, Moment, Reach, Rule
 from stepd.rules.base import Array
 from stepd.v1 import round_pb2
+from stepd_server.kernels.compiled import Parts
 from stepd_server.kernels.updates import Updates, wanted
 from stepd_server.shard.arena import Arena
 from stepd_server.shard.averaging import Averaging
@@ -91,9 +92,26 @@ class Step:
                     rule.update(self._block(span), at)
                 (spare,) = self._scratch.rows(1, span.stop - span.start)
                 self._averaging.add(span.start, span.stop, spare)
-                if at.scalars:
-                    # In use when all is done: all blocks of a tensor go by those from before the step.
-                    self._arena.prepare_scalars(span.slice, rule.advance(at))
+                self.advance(span, at)
+
+    def update_by_parts(self, span: Span, parts: Parts) -> bool:
+        """Do the same by a kernel that keeps what it overwrites by itself; give whether there is one."""
+        at = self._moment(span)
+        done = not self._averaging.counts and self._run_compiled(span, at, parts)
+        if done:
+            self.advance(span, at)
+        return done
+
+    def overwritten(self, span: Span) -> list[Array]:
+        """What a kernel overwrites, in the order in which it keeps it."""
+        return [self._arena.parameters[span.start : span.stop], *self._buffers(span)]
+
+    def advance(self, span: Span, at: Moment | None = None) -> None:
+        """Prepare the scalars of a span that is updated."""
+        at = at or self._moment(span)
+        if at.scalars:
+            # In use when all is done: all blocks of a tensor go by those from before the step.
+            self._arena.prepare_scalars(span.slice, self._groups[span.group].rule.advance(at))
 
     def average(self, start: int, stop: int) -> None:
         """Average what the step has left as it is."""
@@ -114,13 +132,13 @@ class Step:
             at = at._replace(name=arena.piece.spec.parameters[id_].name, norms=self._norms.get(id_, at.norms))
         return at
 
-    def _run_compiled(self, span: Span, at: Moment) -> bool:
+    def _run_compiled(self, span: Span, at: Moment, parts: Parts | None = None) -> bool:
         """Update a span by a kernel, if there is one: it gives the bits of the rule."""
         if self._compiled is None:
             return False
         rule, _, scale, *_ = self._groups[span.group]
         p = self._arena.parameters[span.start : span.stop]
-        return self._compiled.run(span.group, rule, scale, at, p, self._total(span), self._buffers(span))
+        return self._compiled.run(span.group, rule, scale, at, p, self._total(span), self._buffers(span), parts)
 
     def _block(self, span: Span) -> Block:
         rule, _, scale, *_ = self._groups[span.group]

@@ -55,20 +55,23 @@ class Arena:
         # By file: how long it is.
         self.lengths: dict[str, int] = {}
         self._prepared = prepared
-        folder.mkdir(parents=True, exist_ok=True)
         found = read_prepared(folder)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             self._map_all(piece)
             if not staged and found != prepared:
                 self.write_prepared()
-        except OSError as error:
+        except (OSError, ResourceExhausted) as error:
             if found is None:
                 self.remove()
-            if error.errno not in NO_ROOM:
+            needed = self.bytes
+            # The error knows this object: what has been mapped is given back now, and not when it is forgotten.
+            vars(self).clear()
+            if isinstance(error, OSError) and error.errno not in NO_ROOM:
                 raise
             raise ResourceExhausted(
-                f"no room for run {piece.spec.name!r}: its piece needs {self.bytes} bytes in {folder.parent}",
-                needed=self.bytes,
+                f"no room for run {piece.spec.name!r}: its piece needs {needed} bytes in {folder.parent}",
+                needed=needed,
             ) from error
 
     def _map_all(self, piece: Piece) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from stepd.errors import ResourceExhausted
+
 # Memory that is there when it is taken saves a page fault for each 4 KiB in the first step.
 _POPULATE = getattr(mmap, "MAP_POPULATE", 0)
 
@@ -33,7 +35,15 @@ def map_array(path: Path, size: int, dtype: np.dtype[Any]) -> np.ndarray[Any, An
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is there whole or not at all."""
+    """Write a file that is there whole or not at all. ResourceExhausted if there is no room: the old one stays."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.errno not in NO_ROOM:
+            raise
+        raise ResourceExhausted(
+            f"no room for {len(content)} bytes in {path.parent}: {error.strerror}", needed=len(content)
+        ) from error

@@ -5,7 +5,9 @@ The order of the stores, of a step that is applied:
     begin   the decision is written down, and what counts and scalars will be is prepared
             INTENT = round + 1: from here on the step is carried out, by this process or the next
     units   each: what it overwrites is copied into the undo slot; PROGRESS odd; the rule updates it in place; PROGRESS
-            even. After a death with PROGRESS odd the slot is copied back, and the unit is done again
+            even. After a death with PROGRESS odd the slot is copied back, and the unit is done again.
+            With a kernel, for each part: a copy into the slot; PART odd; the update; PART even; at last PROGRESS even.
+            After a death with PART odd the slot is copied back, and the unit goes on from that part
     end     PROGRESS = COUNTING; counts and scalars are copied, as often as need be; STEP; ROUND = INTENT
 
 A round that is skipped has no units. Nothing that the units read changes before the end: neither the accumulator, nor
@@ -22,13 +24,14 @@ from stepd.errors import FailedPrecondition, InvalidArgument
 from stepd.rules import Reach
 from stepd.rules.base import Array
 from stepd.v1 import round_pb2
+from stepd_server.kernels.compiled import Parts
 from stepd_server.shard.applying import Step
 from stepd_server.shard.arena import Arena
 from stepd_server.shard.gathered import Gathered
 from stepd_server.shard.journal import COUNTING, Field
 from stepd_server.shard.plan import Span
 from stepd_server.shard.scratch import Scratch
-from stepd_server.shard.undo import Unit, checksum, keep, put_back, units_of
+from stepd_server.shard.undo import Unit, checksum, keep, part_size, put_back, rest, standing, units_of
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +83,8 @@ class Finishing:
         self._gathered = gathered
         self._step: Step | None = None
         self._units: list[Unit] = []
+        # Of units that are what is left of them: elements in each part of the whole.
+        self._part_sizes: dict[int, int] = {}
         counting = arena.unfinished and self._journal[Field.PROGRESS] == COUNTING
         if gathered is not None and not counting:
             self._step = Step(arena, gathered.shaping, decision, scratch)
@@ -99,6 +104,7 @@ class Finishing:
             journal.store(Field.UNITS, checksum(self._units))
             journal.store(Field.AVERAGING, arena.averaged_steps + self._step.averages)
             journal.store(Field.PROGRESS, 0)
+            journal.store(Field.PART, 0)
         journal.store(Field.INTENT, arena.round + 1)
 
     def turns(self) -> Iterator[Turn]:
@@ -107,10 +113,7 @@ class Finishing:
             return
         if self._journal[Field.UNITS] != checksum(self._units):
             raise FailedPrecondition("the step was begun by another version of this program, which cuts it otherwise")
-        done, half = divmod(self._journal[Field.PROGRESS], 2)
-        if half:
-            put_back(self._journal, self._arena.undo, self._overwritten(self._units[done]))
-            self._journal.store(Field.PROGRESS, 2 * done)
+        done = self._begin_again()
         few: list[Unit] = []
         for at in range(done, len(self._units)):
             long = self._is_long(self._units[at])
@@ -124,17 +127,54 @@ class Finishing:
         if few:
             yield self._turn(len(self._units), few)
 
+    def _begin_again(self) -> int:
+        """Undo what is half done; give how many units are done. The next one may be what is left of it."""
+        journal, slot = self._journal, self._arena.undo
+        number, half = divmod(journal[Field.PROGRESS], 2)
+        if number == len(self._units):
+            return number
+        unit, parts = self._units[number], standing(journal[Field.PART], number)
+        if parts.done or parts.held:
+            size = self._part_sizes[number] = part_size(unit)
+            unit = self._units[number] = rest(unit, parts.done * size)
+            if parts.held:
+                assert self._step is not None
+                for row, array in enumerate(self._step.overwritten(unit.spans[0])):
+                    part = array[:size]
+                    journal.write(part, slot[row * size : row * size + part.size])
+                journal.store(Field.PART, parts.word)
+        if half:
+            put_back(journal, slot, self._overwritten(unit))
+            journal.store(Field.PROGRESS, 2 * number)
+        return number
+
     def carry_out(self, turn: Turn) -> None:
         """Do a turn's units, or break off where it can be gone on from."""
         assert self._step is not None
         for number, unit in enumerate(turn.units, turn.first):
-            keep(self._journal, self._arena.undo, self._overwritten(unit))
-            self._journal.store(Field.PROGRESS, 2 * number + 1)
-            if unit.spans:
-                self._step.update(unit.spans)
-            else:
-                self._step.average(unit.start, unit.stop)
+            if not self._by_parts(number, unit):
+                keep(self._journal, self._arena.undo, self._overwritten(unit))
+                self._journal.store(Field.PROGRESS, 2 * number + 1)
+                if unit.spans:
+                    self._step.update(unit.spans)
+                else:
+                    self._step.average(unit.start, unit.stop)
             self._journal.store(Field.PROGRESS, 2 * number + 2)
+
+    def _by_parts(self, number: int, unit: Unit) -> bool:
+        """Whether a kernel has done the unit, in parts."""
+        if len(unit.spans) != 1:
+            return False
+        assert self._step is not None
+        (span,) = unit.spans
+        if unit.start == unit.stop:
+            # It died after the last part.
+            self._step.advance(span)
+            return True
+        size = self._part_sizes.get(number) or part_size(unit)
+        begin = standing(self._journal[Field.PART], number).word
+        parts = Parts(size, self._journal.word(Field.PART), begin, self._arena.undo)
+        return self._step.update_by_parts(span, parts)
 
     def end(self) -> None:
         """All turns are done: the round is over."""

@@ -2,7 +2,8 @@
 
 Everything that makes a step survive goes through here: `store` moves the run from one place to the next by one aligned
 8-byte store, and `write` fills an array that counts for nothing until a store says so. Between the two lies only what
-changes arrays in place: `Rule.update` and `Averaging.add`. finishing.py has the order.
+changes arrays in place: `Rule.update`, `Averaging.add` and `Kernel.parted`, which stores PART between its parts.
+finishing.py has the order.
 
 So these are the places where a test kills a process: in place of `store` and `write`, of the class or of one arena's
 journal, it puts functions that copy the run's folder (mappings are shared: a copy of the files is what a new process
@@ -36,6 +37,9 @@ class Field(IntEnum):
     PROGRESS = 6  # twice the units that are done, one more while the undo slot holds what the next one overwrites
     UNITS = 7  # a checksum of how it is cut into units
     AVERAGING = 8  # what AVERAGED will be
+    # Of the unit at which PROGRESS stands, if a kernel updates it part by part (undo.py): its number times 2^32, twice
+    # the parts that are done, and one more while the undo slot holds what the next one overwrites.
+    PART = 9
 
 
 class Journal:
@@ -50,6 +54,10 @@ class Journal:
     def store(self, field: Field, value: int) -> None:
         """Write one number."""
         self._words[field] = value
+
+    def word(self, field: Field) -> Words:
+        """Where one number stands, for a kernel that stores it by itself."""
+        return self._words[field : field + 1]
 
     def write(self, target: np.ndarray[Any, Any], source: np.ndarray[Any, Any]) -> None:
         """Fill an array that counts for nothing yet, or that can be filled again."""

@@ -197,9 +197,13 @@ class Staging:
         self._remove("held.pb", "held.data")
         if staged.data.size:
             (self._folder / "staged.data").rename(self._folder / "held.data")
-        write_whole(self._folder / "held.pb", staged.header.SerializeToString())
-        self._held = staged
-        self._drop_staged()
+        try:
+            write_whole(self._folder / "held.pb", staged.header.SerializeToString())
+            self._held = staged
+        finally:
+            if self._held is None:
+                self._remove("held.data")
+            self._drop_staged()
 
     # --- Putting into use ---------------------------------------------------------------------------------------
 

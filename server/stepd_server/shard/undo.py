@@ -3,12 +3,17 @@
 A unit overwrites one stretch of the parameters of one group, the stretches of the buffers that belong to it and that
 of the run's average; or, in the pass over what the step has left as it is, a stretch of the average alone. What a unit
 overwrites is copied into the undo slot first. The slot is as large as the largest unit, and stays in the cache.
+
+A kernel that updates a unit does so in parts that are smaller still, and keeps them by itself, one after the other in
+the same place: the elements are on their way through the first-level cache anyway, and are read once instead of twice.
+After a death its unit is what was left of it: the parts that were done stay done.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -17,6 +22,11 @@ from stepd.rules import Reach
 from stepd.rules.base import Array
 from stepd_server.shard.journal import Journal
 from stepd_server.shard.plan import Piece, Span
+
+# Elements in a part of a unit: they and what is kept of them stay in the first-level cache.
+PART_ELEMENTS: Final = 1024
+# A unit's number in front of the parts in PART.
+_NUMBER: Final = 1 << 32
 
 # Spans in a unit: small tensors whose rule takes them one by one share the cost of the journal.
 _SPANS_MAX: Final = 16
@@ -97,6 +107,39 @@ def put_back(journal: Journal, slot: Array, arrays: Iterable[Array]) -> None:
     for array in arrays:
         journal.write(array, slot[at : at + array.size])
         at += array.size
+
+
+class Standing(NamedTuple):
+    """Where a unit stands that a kernel updates part by part.
+
+    Attributes:
+        done: parts.
+        held: the slot holds what the next one overwrites.
+        word: what PART is, or would be, with nothing held.
+    """
+
+    done: int
+    held: bool
+    word: int
+
+
+def part_size(unit: Unit) -> int:
+    """Elements in each part of a whole unit."""
+    return min(PART_ELEMENTS, unit.stop - unit.start)
+
+
+def standing(word: int, number: int) -> Standing:
+    """What PART says of the unit of a number."""
+    of, place = divmod(word, _NUMBER)
+    done, held = divmod(place, 2) if of == number else (0, 0)
+    return Standing(done, bool(held), number * _NUMBER + 2 * done)
+
+
+def rest(unit: Unit, elements: int) -> Unit:
+    """A unit of one span without its first elements, of which there may be fewer."""
+    (span,) = unit.spans
+    elements = min(elements, unit.stop - unit.start)
+    return Unit(unit.start + elements, unit.stop, [replace(span, start=span.start + elements)])
 
 
 def _flat_arrays(piece: Piece) -> int:
