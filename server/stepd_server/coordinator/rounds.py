@@ -322,7 +322,7 @@ class Rounds(RoundsStanding):
             members=members,
             nonfinite=self._nonfinite,
             quarantined=by_rank(self._left_out),
-            counted=tuple(one._replace(scale=1.0) for one in self._attempt.taken) if self._attempt else (),
+            counted=self._attempt.taken if self._attempt else (),
             late=by_rank({*(self._attempt.late if self._attempt else ()), *self._slow}),
         )
         if self._attempt is not None and decisions.lacks_norms(self._spec, decision):
