@@ -45,7 +45,6 @@ def check_all_counted_once(trainees: Trainees) -> None:
         assert all(ranks == [w.rank for w in trainees.workers] for ranks in who.values()), who
 
 
-@pytest.mark.timeout(120)
 def test_cuts_anywhere_in_a_step_are_not_seen(fleet: Fleet, client: stepd.Client, name: str, tmp_path: Path) -> None:
     """Connections are reset at exact bytes, within pushes, pulls, and calls of coordinator and shards."""
     create(client, name)
@@ -70,7 +69,6 @@ def test_cuts_anywhere_in_a_step_are_not_seen(fleet: Fleet, client: stepd.Client
         check_all_counted_once(trainees)
 
 
-@pytest.mark.timeout(120)
 def test_a_lost_answer_to_a_push_counts_once(fleet: Fleet, client: stepd.Client, name: str, tmp_path: Path) -> None:
     create(client, name, elements=1000)
     with Trainees(tmp_path, fleet.target, name, gradient="digit", retry_for=60.0, pause=0.02) as trainees:
@@ -92,7 +90,6 @@ def test_a_lost_answer_to_a_push_counts_once(fleet: Fleet, client: stepd.Client,
         check_all_counted_once(trainees)
 
 
-@pytest.mark.timeout(120)
 def test_lost_answers_of_the_coordinator_change_nothing_twice(fleet: Fleet, name: str) -> None:
     """Creating, joining, changing the rate, leaving and deleting, each with its first answers lost."""
     proxy = fleet.coordinator.proxy
@@ -128,7 +125,6 @@ def test_lost_answers_of_the_coordinator_change_nothing_twice(fleet: Fleet, name
         assert again.step_count == 0
 
 
-@pytest.mark.timeout(120)
 def test_a_worker_whose_links_stall_leaves_within_its_lease(
     fleet: Fleet, client: stepd.Client, name: str, tmp_path: Path
 ) -> None:
@@ -162,7 +158,6 @@ def test_a_worker_whose_links_stall_leaves_within_its_lease(
         assert all(len(set(ranks)) == len(ranks) for ranks in counted(other.steps).values())
 
 
-@pytest.mark.timeout(120)
 def test_a_shard_whose_links_stall_holds_up_and_loses_nothing(
     fleet: Fleet, client: stepd.Client, name: str, tmp_path: Path
 ) -> None:
@@ -210,7 +205,6 @@ def test_a_shard_that_is_cut_off_for_long_is_found_again(
         check_all_counted_once(trainees)
 
 
-@pytest.mark.timeout(120)
 def test_a_stopped_shard_is_named_and_waited_for(fleet: Fleet, client: stepd.Client, name: str, tmp_path: Path) -> None:
     run = create(client, name)
     with Trainees(tmp_path, fleet.target, name, gradient="digit", retry_for=60.0) as trainees:
@@ -225,7 +219,6 @@ def test_a_stopped_shard_is_named_and_waited_for(fleet: Fleet, client: stepd.Cli
         check_all_counted_once(trainees)
 
 
-@pytest.mark.timeout(120)
 def test_slow_links_are_only_slow(fleet: Fleet, client: stepd.Client, name: str, tmp_path: Path) -> None:
     create(client, name)
     with Trainees(tmp_path, fleet.target, name, lease=LEASE_S, gradient="digit", retry_for=60.0) as trainees:
