@@ -337,8 +337,7 @@ class RunStreams:
                     if not named.done():
                         named.set_result(header.step)
 
-                own = _copy(request, step)
-                return await self.pull(first, own, picture, regions, on_first, again=False)
+                return await self.pull(first, _copy(request, step), picture, regions, on_first, again=False)
 
             async def follow(shard: int, named: asyncio.Future[int] = named) -> shard_pb2.PullHeader:
                 own = _copy(request, await asyncio.shield(named))
@@ -364,9 +363,7 @@ class RunStreams:
         """The same request to all shards of a picture at once."""
 
         def pull(shard: int) -> Any:
-            own = shard_pb2.PullRequest()
-            own.CopyFrom(request)
-            return self.pull(shard, own, picture, regions, on_header)
+            return self.pull(shard, _copy(request, None), picture, regions, on_header)
 
         return dict(zip(picture.shards, await together(pull(shard) for shard in picture.shards), strict=True))
 
