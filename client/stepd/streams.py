@@ -340,16 +340,14 @@ class RunStreams:
                 return await self.pull(first, _copy(request, step), picture, regions, on_first, again=False)
 
             async def follow(shard: int, named: asyncio.Future[int] = named) -> shard_pb2.PullHeader:
-                own = _copy(request, await asyncio.shield(named))
-                return await self.pull(shard, own, picture, regions, _ignore)
+                return await self.pull(shard, _copy(request, await asyncio.shield(named)), picture, regions, _ignore)
 
             try:
                 found = await together((name(), *(follow(shard) for shard in others)))
                 steps = {reply.step for reply in found}
                 if len(steps) == 1:
                     return dict(zip(picture.shards, found, strict=True))
-                # The first was asked anew when its connection broke, and had gone on by then.
-                newest = max(steps)
+                newest = max(steps)  # the first was asked anew when its connection broke, and had gone on by then
             except Aborted as error:
                 if error.reason != "VERSION_PASSED":
                     raise
@@ -361,11 +359,8 @@ class RunStreams:
         self, request: shard_pb2.PullRequest, picture: Picture, regions: Sequence[Array], on_header: OnHeader
     ) -> dict[int, shard_pb2.PullHeader]:
         """The same request to all shards of a picture at once."""
-
-        def pull(shard: int) -> Any:
-            return self.pull(shard, _copy(request, None), picture, regions, on_header)
-
-        return dict(zip(picture.shards, await together(pull(shard) for shard in picture.shards), strict=True))
+        pulls = (self.pull(shard, _copy(request, None), picture, regions, on_header) for shard in picture.shards)
+        return dict(zip(picture.shards, await together(pulls), strict=True))
 
     async def agree(
         self,

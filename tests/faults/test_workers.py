@@ -15,6 +15,7 @@ from tests.faults.proxy import Way
 from tests.faults.roles import Fleet
 from tests.faults.trainees import Trainee, Trainees, check_order, counted
 from tests.integration.servers import eventually
+from tests.patience import PATIENCE_S
 
 LEASE_S = 4.0
 # A third of it is on each shard: enough for a stream to be in the middle of.
@@ -99,7 +100,7 @@ def test_a_run_of_exactly_three_waits_or_says_who_is_missing(
     run = create(client, name, workers=3)
     with Trainees(tmp_path, fleet.target, name, lease=LEASE_S, gradient="digit", pause=0.01) as trainees:
         (hasty,) = trainees.start(0, retry_for=1.0)
-        patient, victim = trainees.start(2, 1, retry_for=60.0)
+        patient, victim = trainees.start(2, 1, retry_for=PATIENCE_S)
         trainees.wait(lambda: all(w.steps for w in trainees.workers), "all have begun")
         victim.signal(signal.SIGKILL)
         trainees.workers.remove(hasty)
