@@ -10,7 +10,7 @@ PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile
 PIP_FLAGS := --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow worlds check lint format types proto proto-check bench bench-encodings bench-rules clean
+.PHONY: help setup demo test test-slow worlds check lint format types proto proto-check bench bench-encodings bench-recovery bench-rules clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ bench: $(VENV)/.runtime ## time a step beside bare gRPC and a plain server
 
 bench-encodings: $(VENV)/.runtime ## time a step with each encoding
 	$(BIN)/python -m bench.encodings $(ARGS)
+
+bench-recovery: $(VENV)/.runtime ## time from the kill of a shard to the next step, and the journal's cost
+	$(BIN)/python bench/recovery.py $(ARGS)
 
 bench-rules: $(VENV)/.runtime ## time every rule, beside torch if it is installed
 	$(BIN)/python bench/rules.py $(ARGS)

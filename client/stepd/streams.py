@@ -346,7 +346,11 @@ class RunStreams:
 
             try:
                 found = await together((name(), *(follow(shard) for shard in others)))
-                return dict(zip(picture.shards, found, strict=True))
+                steps = {reply.step for reply in found}
+                if len(steps) == 1:
+                    return dict(zip(picture.shards, found, strict=True))
+                # The first was asked anew when its connection broke, and had gone on by then.
+                newest = max(steps)
             except Aborted as error:
                 if error.reason != "VERSION_PASSED":
                     raise
@@ -358,13 +362,8 @@ class RunStreams:
         self, request: shard_pb2.PullRequest, picture: Picture, regions: Sequence[Array], on_header: OnHeader
     ) -> dict[int, shard_pb2.PullHeader]:
         """The same request to all shards of a picture at once."""
-
-        def pull(shard: int) -> Any:
-            own = shard_pb2.PullRequest()
-            own.CopyFrom(request)
-            return self.pull(shard, own, picture, regions, on_header)
-
-        return dict(zip(picture.shards, await together(pull(shard) for shard in picture.shards), strict=True))
+        pulls = (self.pull(shard, _copy(request, None), picture, regions, on_header) for shard in picture.shards)
+        return dict(zip(picture.shards, await together(pulls), strict=True))
 
     async def agree(
         self,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 import signal
+import time
 
-from tests.faults.roles import Fleet
+from tests.faults.roles import Fleet, Journal, Role
 from tests.faults.trainees import Trainee, Trainees
 from tests.integration.servers import eventually
+from tests.patience import PATIENCE_S
 
 # Where a doomed server dies: the phases of a step, as the files that do them.
 SHARD_PHASES = {
@@ -51,7 +53,11 @@ class Killer:
         """Kill one or two, and wait until all doomed ones have died."""
         doomed = []
         for victim in self._random.sample(self._fleet.roles, self._random.choice((1, 1, 1, 2))):
-            if self._random.random() < 0.5:
+            way = self._random.choice(("at any time", "as it applies", "at a line", "at a line"))
+            if way == "as it applies" and victim is not self._fleet.coordinator:
+                self._strike_as_it_applies(victim)
+                continue
+            if way != "at a line":
                 self.done.append(f"{victim.name}: at any time")
                 victim.kill()
                 continue
@@ -63,6 +69,15 @@ class Killer:
         self._trainees.wait(
             lambda: not any(victim.doomed for victim in doomed), f"the doomed have died, {self.done[-2:]}", 60
         )
+
+    def _strike_as_it_applies(self, victim: Role) -> None:
+        """Kill a shard while its arrays change: also in the middle of compiled loops, which have no lines to count."""
+        journal = Journal(victim, self._trainees.run)
+        deadline = time.monotonic() + PATIENCE_S
+        while not journal.applies and time.monotonic() < deadline:
+            pass
+        victim.kill()
+        self.done.append(f"{victim.name}: as it applies" + (", half done" if journal.applies else ""))
 
     def strike_worker(self) -> Trainee:
         """Kill a worker and start another in its place, which is given."""
@@ -82,4 +97,4 @@ class Killer:
 
     def go_on(self) -> None:
         """Let some steps happen."""
-        self._trainees.await_steps(self._random.randint(1, 3), within_s=90)
+        self._trainees.await_steps(self._random.randint(1, 3))

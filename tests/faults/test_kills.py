@@ -80,6 +80,7 @@ def endure(
         steps = trainees.finish()
         told = {worker.rank: worker.steps for worker in trainees.workers}
     ended = state(fleet.target, name)
+    print("; ".join(killer.done))  # noqa: T201 (shown when it fails)
     fleet.stop()
 
     calm, expected = undisturbed(start(1, "calm"), folder, steps)

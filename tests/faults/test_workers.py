@@ -15,11 +15,13 @@ from tests.faults.proxy import Way
 from tests.faults.roles import Fleet
 from tests.faults.trainees import Trainee, Trainees, check_order, counted
 from tests.integration.servers import eventually
+from tests.patience import PATIENCE_S
 
 LEASE_S = 4.0
 # A third of it is on each shard: enough for a stream to be in the middle of.
 ELEMENTS = 400_000
 MIDDLE_BYTES = 300_000
+FEW_BYTES = 300
 
 
 def create(client: stepd.Client, name: str, workers: int | None = None) -> stepd.Run:
@@ -37,14 +39,19 @@ def without(worker: Trainee, victim: Trainee, since: float) -> list[dict[str, An
     return [result for result in worker.steps[1:] if result["at"] > since and victim.rank not in who[result["step"]]]
 
 
+@pytest.mark.parametrize("transport", ["grpc", "shm"])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
-@pytest.mark.timeout(120)
 def test_the_others_go_on_within_the_lease(
-    fleet: Fleet, client: stepd.Client, name: str, tmp_path: Path, how: signal.Signals
+    fleet: Fleet, client: stepd.Client, name: str, tmp_path: Path, how: signal.Signals, transport: str
 ) -> None:
-    """One worker is lost in the middle of a push, another in the middle of a pull; stopped ones come back."""
+    """One worker is lost in the middle of a push, another in the middle of a pull; stopped ones come back.
+
+    Where memory is shared few bytes go by, and they are lost at any time.
+    """
     create(client, name)
-    with Trainees(tmp_path, fleet.target, name, lease=LEASE_S, gradient="digit", pause=0.01) as trainees:
+    with Trainees(
+        tmp_path, fleet.target, name, lease=LEASE_S, gradient="digit", pause=0.01, transport=transport
+    ) as trainees:
         others = trainees.start(0, 1)
         victims = trainees.start(2) + trainees.start(3, rejoin=True)
         trainees.wait(lambda: all(w.steps for w in trainees.workers), "all have begun")
@@ -56,7 +63,7 @@ def test_the_others_go_on_within_the_lease(
                 struck[victim.rank] = time.monotonic()
 
             assert shard.proxy is not None
-            shard.proxy.after(MIDDLE_BYTES, way, strike, of=victim.pid)
+            shard.proxy.after(MIDDLE_BYTES if transport == "grpc" else FEW_BYTES, way, strike, of=victim.pid)
         gone = [(worker, victim) for worker in others for victim in victims]
         trainees.wait(
             lambda: all(v.rank in struck and without(w, v, struck[v.rank]) for w, v in gone), "the others go on"
@@ -82,17 +89,18 @@ def test_the_others_go_on_within_the_lease(
         for worker in others:
             check_order(worker.steps)
             who = counted(worker.steps)
-            assert all(len(set(ranks)) == len(ranks) and {0, 1} <= set(ranks) for ranks in who.values()), who
+            assert all(len(set(ranks)) == len(ranks) for ranks in who.values()), who
+            both = max(other.steps[0]["step"] for other in others)
+            assert all({0, 1} <= set(ranks) for step, ranks in who.items() if step >= both), who
 
 
-@pytest.mark.timeout(120)
 def test_a_run_of_exactly_three_waits_or_says_who_is_missing(
     fleet: Fleet, client: stepd.Client, name: str, tmp_path: Path
 ) -> None:
     run = create(client, name, workers=3)
     with Trainees(tmp_path, fleet.target, name, lease=LEASE_S, gradient="digit", pause=0.01) as trainees:
         (hasty,) = trainees.start(0, retry_for=1.0)
-        patient, victim = trainees.start(2, 1, retry_for=60.0)
+        patient, victim = trainees.start(2, 1, retry_for=PATIENCE_S)
         trainees.wait(lambda: all(w.steps for w in trainees.workers), "all have begun")
         victim.signal(signal.SIGKILL)
         trainees.workers.remove(hasty)

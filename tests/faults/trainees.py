@@ -105,6 +105,7 @@ class Trainees:
             config: of all workers; see trainee.py. Unless it says otherwise gradients and parameters are sent, and
                 not shared: what a test does to links concerns them.
         """
+        self.run = run
         self.workers: list[Trainee] = []
         self._changed = threading.Condition()
         self._until = folder / f"{run}.until"

@@ -114,6 +114,7 @@ class Call:
         twin: the call whose requests these are, once more.
         """
         network = channel.network
+        self.twin = twin
         self.path = path
         self.channel = channel
         self.network = network
@@ -146,6 +147,8 @@ class Call:
         if self.requests.broken:
             return
         server = self.network.servers.get(self.channel.target)
+        if self.twin is not None and server is not self.twin.server:
+            return
         if server is None or server.process.dead:
             self.answers.then(partial(self._answered, Status(_UNAVAILABLE, "nobody listens")))
             return
@@ -244,7 +247,7 @@ class Call:
         self.network.loop.call_at(at, self.end, Status(_UNAVAILABLE, "the connection was lost"), context=_NOBODY)
 
     def again(self, seconds: float) -> None:
-        """Let what was sent arrive once more, as from a caller that is gone when it has been answered."""
+        """Let what was sent arrive once more at the same server, as from a caller that is gone by then."""
         copy = Call(self.channel, self.path, None, twin=self)
         for raw in self.sent:
             copy.requests.hand_over(raw)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from stepd.policies import Async, BoundedStaleness
 from stepd.specs import run_from_proto
 from stepd_server.coordinator.store import RunRecord
 from stepd_server.coordinator.vocabulary import Decision, Outcome
@@ -12,7 +13,7 @@ from tests.simulator.changes import added_masters
 from tests.simulator.model import Model
 from tests.simulator.readers import Read
 from tests.simulator.scenario import Scenario
-from tests.simulator.sent import Contradiction, Contributions, Key, States
+from tests.simulator.sent import Contradiction, Contributions, Key, States, keys_of
 from tests.simulator.world import World, history
 
 
@@ -29,6 +30,7 @@ def problems_of(world: World) -> list[str]:
         *_count(world, contributions),
         *_answers(world),
         *_kept(world),
+        *_turns(world, contributions),
         *_reads(world.reads, model.versions, "version"),
         *_reads(world.averaged, model.averages, "average"),
         *_undisturbed(world),
@@ -76,8 +78,7 @@ def _count(world: World, contributions: Contributions) -> list[str]:
     seen: dict[bytes, Key] = {}
     problems = []
     for decision in world.course.decisions:
-        for member in decision.members if decision.outcome is Outcome.APPLIED else ():
-            key = (member.worker, member.incarnation, *decision.id)
+        for key, _ in keys_of(decision) if decision.outcome is Outcome.APPLIED else ():
             before = seen.setdefault(contributions.bytes_of(key), key)
             if before != key:
                 problems.append(f"one contribution was counted as {before} and as {key}")
@@ -97,13 +98,49 @@ def _answers(world: World) -> list[str]:
         counted = answer.member in {(member.worker, member.incarnation) for member in decision.members}
         if answer.status in ("late", "stale", "quarantined") and counted:
             problems.append(f"{answer}, and it was counted: {decision}")
-        if answer.status in ("accepted", "duplicate") and not counted and answer.decided:
+        skipped = not decision.members and decision.outcome is Outcome.SKIPPED  # for want of others: the worker is told
+        if answer.status in ("accepted", "duplicate") and not (counted or skipped) and answer.decided:
             problems.append(f"{answer}, and it was not counted: {decision}")
+    return problems
+
+
+def _turns(world: World, contributions: Contributions) -> list[str]:
+    """Contributions that are steps of their own: none twice, none too stale, nobody too far ahead."""
+    sync, problems = world.scenario.sync, list[str]()
+    counted: set[Key] = set()
+    for decision in world.course.decisions if world.scenario.in_turn else ():
+        for key, scale in keys_of(decision):
+            staleness = decision.step_before - contributions.based_on(key)
+            if key in counted:
+                problems.append(f"{key} was counted twice, the second time by {decision}")
+            counted.add(key)
+            if isinstance(sync, Async):
+                if sync.max_staleness is not None and staleness > sync.max_staleness:
+                    problems.append(f"{decision} takes what is {staleness} steps old")
+                if scale != (1 / (1 + staleness) if sync.damping else 1.0):
+                    problems.append(f"{decision} takes what is {staleness} steps old times {scale}")
+    told = {(*answer.member, -1, answer.sequence): answer for answer in world.answers}
+    problems += [f"{told[key]}, and it was counted" for key in counted & told.keys() if told[key].status == "stale"]
+    if isinstance(sync, BoundedStaleness) and all(worker.joins == 1 for worker in world.workers):
+        problems += _ahead(world, sync)  # who comes again begins with the turns of the slowest
+    return problems
+
+
+def _ahead(world: World, sync: BoundedStaleness) -> list[str]:
+    turns = {worker.name: 0 for worker in world.workers}
+    problems = []
+    for decision in world.course.decisions:
+        for member in decision.members:
+            if turns[member.worker] >= min(turns.values()) + max(sync.staleness, 1):
+                problems.append(f"{decision} takes {member}, which is ahead: {turns}")
+            turns[member.worker] += 1
     return problems
 
 
 def _kept(world: World) -> list[str]:
     """Who was told that its contribution is whole on every shard, and stayed, has it in the step."""
+    if world.scenario.in_turn:
+        return _kept_in_turn(world)
     decisions = {decision.id.round: decision for decision in world.course.decisions}
     stayed: dict[tuple[str, int], int] = {}
     for decision in decisions.values():
@@ -114,10 +151,24 @@ def _kept(world: World) -> list[str]:
         if answer.status != "accepted" or stayed.get(answer.member, -1) <= answer.round:
             continue
         decided = decisions[answer.round]
-        known = {(member.worker, member.incarnation) for member in (*decided.members, *decided.quarantined)}
-        if answer.member not in known:
+        # When a round starts over after it was told, it may be late for the next attempt.
+        known = {(m.worker, m.incarnation) for m in (*decided.members, *decided.quarantined, *decided.late)}
+        if decided.members and answer.member not in known:
             problems.append(f"{answer}, its worker stayed, and it was not counted: {decided}")
     return problems
+
+
+def _kept_in_turn(world: World) -> list[str]:
+    counted = {key for decision in world.course.decisions for key, _ in keys_of(decision)}
+    latest: dict[tuple[str, int], int] = {}
+    for worker, incarnation, _, sequence in counted:
+        latest[worker, incarnation] = max(sequence, latest.get((worker, incarnation), 0))
+    return [
+        f"{answer}, its worker stayed, and it was not counted"
+        for answer in world.answers
+        if answer.status == "accepted" and latest.get(answer.member, 0) > answer.sequence
+        if (*answer.member, -1, answer.sequence) not in counted
+    ]
 
 
 def _reads(reads: list[Read], versions: list[dict[str, bytes]], what: str) -> list[str]:

@@ -6,7 +6,7 @@ import random
 from typing import Final, Literal, TypeAlias
 
 from stepd.averages import EMA, SWA, Average
-from stepd.policies import AnyClip, Clip, ClipNorm, ClipValue, Reduce, Sync
+from stepd.policies import AnyClip, AnySync, Async, BoundedStaleness, Clip, ClipNorm, ClipValue, Damping, Reduce, Sync
 from stepd.rules import LAMB, SGD, AdamW, Rule
 from stepd.schedules import Cosine, Exponential, Schedule
 from tests.simulator.scenario import Change, Fault, Kind, Scenario
@@ -16,16 +16,22 @@ _KINDS: Final[tuple[Kind, ...]] = (
     *("kill", "kill", "die", "die", "die", "die", "stop", "wall"),
 )
 # What most worlds are not: shards that die in one step after the other, messages that get lost all the time, somebody
-# who reads while everything takes long, servers and workers that are killed.
-Theme: TypeAlias = Literal["steps", "links", "reads", "kills"]
+# who reads while everything takes long, servers and workers that are killed, rounds that are closed before all have
+# come, and contributions that are steps of their own.
+Theme: TypeAlias = Literal["steps", "links", "reads", "kills", "quorum", "turns"]
 _THEMES: Final[dict[Theme | None, tuple[Kind, ...]]] = {
     None: _KINDS,
     "steps": ("die",),
     "links": ("cut", "cut", "again", "part"),
     "reads": ("slow", "stall", "slow", "die"),
     "kills": ("kill", "kill", "die"),
+    "quorum": ("slow", "stall", "alone", "stop", "kill", "cut", "die"),
+    "turns": ("slow", "stall", "stop", "kill", "cut", "again", "die", "die"),
 }
-_ALL: Final[tuple[Theme, ...]] = ("steps", "links", "reads", "kills")
+_ALL: Final[tuple[Theme, ...]] = ("steps", "links", "reads", "kills", "quorum", "turns")
+_QUORUM: Final = ("quorum",)
+_TURNS: Final = ("async", "bounded")
+_SYNCS: Final = ("all", "all", "all", "all", *_QUORUM, *_TURNS)
 # Messages of one worker with one shard in one round, roughly: faults are spread over as many as there will be.
 _MESSAGES: Final = 14
 # Shapes of parameters in blocks of 8: the first over several blocks, which no two gradients have in common by chance;
@@ -48,9 +54,7 @@ def draw(seed: int, theme: Theme | None = None) -> Scenario:
     rule: Rule = rng.choice(
         (SGD(lr=0.1, momentum=0.9), AdamW(lr=0.05), AdamW(lr=0.05, amsgrad=True), LAMB(lr=0.02), SGD(lr=0.5))
     )
-    fixed = rng.random() < 0.5
-    reduce: Reduce = rng.choice(("mean", "mean", "sum", "weighted"))
-    sync = Sync(workers=workers if fixed else None, reduce=reduce, deterministic=rng.random() < 0.5)
+    sync, fixed = _sync(rng, theme, workers)
     clip: AnyClip | None = rng.choice((None, ClipNorm(1.0), ClipValue(0.5), Clip(norm=0.7, value=0.4)))
     schedule: Schedule | None = rng.choice((None, Cosine(total_steps=10), Exponential(0.8)))
     poison: frozenset[tuple[int, int]] = frozenset(
@@ -86,6 +90,23 @@ def draw(seed: int, theme: Theme | None = None) -> Scenario:
         early=rng.random() < 0.06,
         faults=_faults(rng, theme, shards, workers, target, fixed=fixed),
     )
+
+
+def _sync(rng: random.Random, theme: Theme | None, workers: int) -> tuple[AnySync, bool]:
+    """The policy, and whether nobody can be done without."""
+    fixed = rng.random() < 0.5
+    reduce: Reduce = rng.choice(("mean", "mean", "sum", "weighted"))
+    kind = rng.choice({"quorum": _QUORUM, "turns": _TURNS}.get(theme or "", _SYNCS))
+    if kind == "quorum":
+        quorum, grace = rng.randint(1, workers), rng.choice((0.0, 0.01, 0.5))
+        number = workers if fixed else None
+        return Sync(number, quorum=quorum, grace=grace, reduce=reduce), True
+    if kind == "async":
+        damping: Damping | None = rng.choice((None, "inverse"))
+        return Async(max_staleness=rng.choice((None, 0, 1, 3)), damping=damping), False
+    if kind == "bounded":
+        return BoundedStaleness(workers, rng.choice((0, 1, 2))), True
+    return Sync(workers if fixed else None, reduce=reduce, deterministic=rng.random() < 0.5), fixed
 
 
 def _faults(

@@ -18,7 +18,7 @@ from stepd.rules import Block, Moment
 from stepd_server.coordinator import decision as decisions
 from stepd_server.coordinator.policy import policy_of
 from stepd_server.coordinator.vocabulary import Decision, Outcome
-from tests.simulator.sent import Contradiction, Contributions, Kept
+from tests.simulator.sent import Contradiction, Contributions, Kept, keys_of
 
 Array = np.ndarray[Any, Any]
 
@@ -72,16 +72,14 @@ class Model:
         """One decided round."""
         if decision.outcome is not Outcome.APPLIED:
             return
-        held = [
-            contributions.tensors((member.worker, member.incarnation, *decision.id))
-            for member in sorted(decision.members, key=lambda member: member.rank)
-        ]
         reduce = policy_of(self.spec.sync).reduce
-        divisor = {"mean": float(len(held)), "sum": 1.0, "weighted": math.fsum(w for _, w in held)}
+        held = [(*contributions.tensors(key), scale) for key, scale in keys_of(decision)]
+        divisor = {"mean": float(len(held)), "sum": 1.0, "weighted": math.fsum(weight for _, weight, _ in held)}
         total: dict[int, Array] = {}
-        for tensors, weight in held:
+        for tensors, weight, scale in held:
+            factor = weight if reduce == "weighted" else scale
             for id_, tensor in tensors.items():
-                part = tensor * weight if reduce == "weighted" and weight != 1.0 else tensor
+                part = tensor * factor if factor != 1.0 else tensor
                 total[id_] = total[id_] + part if id_ in total else part.copy()
         norms = {one.parameter: (one.first, one.second) for one in decision.norms}
         self._check_norm(decision, total, divisor[reduce])

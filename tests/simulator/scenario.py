@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from stepd.averages import Average
-from stepd.policies import AnyClip, OnNonfinite, Sync
+from stepd.policies import AnyClip, AnySync, BoundedStaleness, OnNonfinite, Sync
 from stepd.rules import Rule
 from stepd.schedules import Schedule
 
@@ -78,7 +78,7 @@ class Scenario:
     workers: int
     target: int
     rule: Rule
-    sync: Sync
+    sync: AnySync
     shapes: tuple[tuple[int, ...], ...]
     clip: AnyClip | None = None
     schedule: Schedule | None = None
@@ -97,13 +97,28 @@ class Scenario:
     faults: tuple[Fault, ...] = ()
 
     @property
-    def fixed(self) -> bool:
-        return self.sync.workers is not None
-
-    @property
     def repeatable(self) -> bool:
         """Whether the result does not depend on what goes wrong on the way."""
-        return self.fixed and not self.leaves and self.deleted is None
+        all_of_them = isinstance(self.sync, Sync) and self.sync.workers is not None and self.sync.quorum is None
+        return all_of_them and not self.leaves and self.deleted is None
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether every contribution is a step of its own."""
+        return not isinstance(self.sync, Sync)
+
+    @property
+    def lingers(self) -> bool:
+        """Whether who has seen the last step must go on, because others could not without it."""
+        return isinstance(self.sync, BoundedStaleness) or (isinstance(self.sync, Sync) and self.sync.quorum is not None)
+
+    @property
+    def by_rank(self) -> bool:
+        return isinstance(self.sync, Sync) and self.sync.deterministic
+
+    @property
+    def weighted(self) -> bool:
+        return isinstance(self.sync, Sync) and self.sync.reduce == "weighted"
 
     def undisturbed(self) -> Scenario:
         """Nothing goes wrong, and there is but one shard."""

@@ -12,11 +12,22 @@ from stepd import wire
 from stepd.definitions import RunSpec
 from stepd.layout import Slice, flat_starts, slices_of
 from stepd.v1 import run_pb2, shard_pb2
+from stepd_server.coordinator.vocabulary import Decision
 
 Array = np.ndarray[Any, Any]
 
-# What a worker has sent: (name, incarnation, round, attempt).
+# What a worker has sent: (name, incarnation, round, attempt); what is taken in turn: (name, incarnation, -1, sequence).
 Key = tuple[str, int, int, int]
+
+
+def keys_of(decision: Decision) -> list[tuple[Key, float]]:
+    """What a decision counts, in the order of ranks, each with what it is multiplied by besides its weight."""
+    if decision.counted:
+        return [
+            ((member.worker, member.incarnation, -1, sequence), scale) for member, sequence, scale in decision.counted
+        ]
+    members = sorted(decision.members, key=lambda member: member.rank)
+    return [((member.worker, member.incarnation, *decision.id), 1.0) for member in members]
 
 
 @dataclass
@@ -24,6 +35,7 @@ class Sent:
     """One contribution as it went out, put together again from its streams.
 
     Attributes:
+        based_on: the step of the parameters that it was computed from.
         layout: version of the layout that it goes by.
         flat: by shard, its values in the shard's flat space.
         there: by shard, which of them have been sent.
@@ -31,6 +43,7 @@ class Sent:
     """
 
     weight: float
+    based_on: int
     layout: int
     flat: dict[int, Array]
     there: dict[int, Array]
@@ -46,7 +59,7 @@ class Contributions:
 
     def __init__(self, layouts: Iterable[run_pb2.Layout]) -> None:
         self._slices = {layout.version: [slices_of(shard) for shard in layout.shards] for layout in layouts}
-        self._sent: dict[Key, Sent] = {}
+        self._sent: dict[Key, dict[int, Sent]] = {}
 
     def _starts(self, sent: Sent, shard: int) -> list[int]:
         return list(flat_starts(self._slices[sent.layout][shard]))
@@ -54,7 +67,7 @@ class Contributions:
     def add(self, shard: int, messages: Iterable[bytes]) -> None:
         """One stream to one shard, as far as it was sent."""
         header: Any = None
-        sent = Sent(1.0, 0, {}, {}, {})
+        sent = Sent(1.0, 0, 0, {}, {}, {})
         for raw in messages:
             message = wire.decode_push(raw)
             if isinstance(message, shard_pb2.PushHeader):
@@ -64,21 +77,20 @@ class Contributions:
                 self._put(sent, shard, message, header)
 
     def _begin(self, shard: int, header: shard_pb2.PushHeader) -> Sent:
-        key = (header.member.worker, header.member.incarnation, header.id.round, header.id.attempt)
-        sent = self._sent.get(key)
-        # By an older layout it is refused everywhere, and comes again by the new one.
-        if sent is None or sent.layout < header.layout_version:
-            sent = self._sent[key] = Sent(header.weight, header.layout_version, {}, {}, {})
-        elif sent.layout > header.layout_version:
-            sent = Sent(header.weight, header.layout_version, {}, {}, {})
+        named = (header.id.round, header.id.attempt) if header.HasField("id") else (-1, header.sequence)
+        key = (header.member.worker, header.member.incarnation, *named)
+        # One that went out by an older layout may have been counted there, and may come again by the new one.
+        versions = self._sent.setdefault(key, {})
+        new = Sent(header.weight, header.based_on, header.layout_version, {}, {}, {})
+        sent = versions.setdefault(header.layout_version, new)
         ranges = tuple((r.start, r.start + r.count) for r in header.ranges)
         size = self._starts(sent, shard)[-1]
         if shard not in sent.flat:
             sent.flat[shard] = np.zeros(size, np.float32)
             sent.there[shard] = np.zeros(size, np.bool_)
             sent.ranges[shard] = ranges
-        if sent.ranges[shard] != ranges or sent.weight != header.weight:
-            raise Contradiction(f"{key} was sent with other ranges or another weight")
+        if (sent.ranges[shard], sent.weight, sent.based_on) != (ranges, header.weight, header.based_on):
+            raise Contradiction(f"{key} was sent with other ranges, another weight or another step")
         return sent
 
     def _put(self, sent: Sent, shard: int, chunk: wire.Chunk, header: shard_pb2.PushHeader) -> None:
@@ -91,11 +103,20 @@ class Contributions:
         flat[places] = data
         there[places] = True
 
+    def _whole(self, key: Key) -> Sent:
+        """As it can have been counted: one that has gone to all shards."""
+        for _, sent in sorted(self._sent.get(key, {}).items()):
+            reached = [
+                all(sent.there[shard][start:stop].all() for start, stop in ranges)
+                for shard, ranges in sent.ranges.items()
+            ]
+            if all(reached) and len(reached) == len(self._slices[sent.layout]):
+                return sent
+        raise Contradiction(f"{key} was counted and never sent to all shards")
+
     def tensors(self, key: Key) -> tuple[dict[int, Array], float]:
         """By parameter, flat: what the contribution of that name held; and its weight."""
-        sent = self._sent.get(key)
-        if sent is None or len(sent.flat) < len(self._slices[sent.layout]):
-            raise Contradiction(f"{key} was counted and never sent to all shards")
+        sent = self._whole(key)
         of_shards = self._slices[sent.layout]
         sizes: dict[int, int] = {}
         for slices in of_shards:
@@ -106,11 +127,12 @@ class Contributions:
             for piece, start in zip(slices, self._starts(sent, shard), strict=False):
                 if not any(a <= start and start + piece.count <= b for a, b in sent.ranges[shard]):
                     continue
-                if not sent.there[shard][start : start + piece.count].all():
-                    raise Contradiction(f"{key} was counted and not wholly sent")
                 tensor = found.setdefault(piece.parameter, np.zeros(sizes[piece.parameter], np.float32))
                 tensor[piece.start : piece.start + piece.count] = sent.flat[shard][start : start + piece.count]
         return found, sent.weight
+
+    def based_on(self, key: Key) -> int:
+        return self._whole(key).based_on
 
     def bytes_of(self, key: Key) -> bytes:
         """What tells contributions apart."""

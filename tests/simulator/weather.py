@@ -89,7 +89,9 @@ class Weather:
                 if call := self._one_of(list(world.network.calls.values()), fault.where):
                     call.cut(lose_request=rng.random() < 0.5)
             case "again":
-                if call := self._one_of([*world.network.calls.values(), *world.network.recent], fault.where):
+                calls = [*world.network.calls.values(), *world.network.recent]
+                # A shard registers again and again with what it holds, and never out of turn.
+                if call := self._one_of([call for call in calls if "Register" not in call.path], fault.where):
                     call.again(fault.seconds)
                     self.lasts(fault.seconds)
             case "part":

@@ -41,11 +41,13 @@ class Answer:
 
     Attributes:
         member: (name, incarnation).
+        sequence: counts the contributions of the membership.
         decided: it was told together with the step's result.
     """
 
     member: tuple[str, int]
     round: int
+    sequence: int
     status: str
     decided: bool
 
@@ -63,6 +65,7 @@ class World(Protocol):
     def problem(self, text: str) -> None: ...
     def gradient(self, worker: int, step: int, number: int, known: Collection[str]) -> Arrays: ...
     def delete(self) -> None: ...
+    def may_stop(self, host: WorkerHost) -> bool: ...
     def is_over(self, error: StepdError) -> bool: ...
 
 
@@ -72,6 +75,8 @@ class WorkerHost:
     Attributes:
         done: it has nothing left to do.
         gone: it has died for good.
+        joins: how often it has become a member.
+        trained: it has seen the last step.
         changed: what it has changed as the run's owner.
         waits_since: when its present call began; None: it is in none.
     """
@@ -82,12 +87,13 @@ class WorkerHost:
         self.name = f"worker-{index}"
         self.done = False
         self.gone = False
+        self.trained = False
         self.changed: list[Change] = []
         self.call = ""
         self.waits_since: float | None = None
         self._rng = random.Random(f"{self.name} {world.scenario.seed}")
         self._number = 0
-        self._joins = 0
+        self.joins = 0
         self.process = Process(world.loop, self.name)
         self.process.dead = True  # until it is started
 
@@ -134,9 +140,9 @@ class WorkerHost:
         """One membership; whether there is nothing left to do after it."""
         lease = Duration()
         lease.FromNanoseconds(round(self.world.scenario.lease * 1e9))
-        self._joins += 1
+        self.joins += 1
         request = coordinator_pb2.JoinRunRequest(
-            request_id=f"{self.name}.{self._joins}", run=RUN, name=self.name, lease=lease, rank=self.index
+            request_id=f"{self.name}.{self.joins}", run=RUN, name=self.name, lease=lease, rank=self.index
         )
         try:
             worker = await self._answered("join", join(run_from_proto(spec), streams, request))
@@ -167,7 +173,7 @@ class _Loop:
         scenario, host = self._world.scenario, self._host
         until = min(scenario.target, scenario.leaves.get(host.index, scenario.target))
         await self._try(self._pull())
-        while self._streams.step < until:
+        while self._streams.step < until or not self._world.may_stop(host):
             await self._change()
             work = self._push() if host._rng.random() < scenario.pushes else self._step()
             if not await self._try(work):
@@ -210,9 +216,8 @@ class _Loop:
         known = {parameter.name for parameter in self._streams.table.specs}
         grads = self._world.gradient(host.index, self._streams.step, number, known)
         weight = (0.5, 1.0, 2.0)[(host.index + self._streams.step) % 3]
-        weighted = self._world.scenario.sync.reduce == "weighted"
         arrays = check_gradients(self._streams.table, grads)
-        return Contribution.of(arrays, weight if weighted else 1.0, self._exchange.version)
+        return Contribution.of(arrays, weight if self._world.scenario.weighted else 1.0, self._exchange.version)
 
     async def _through(self, call: Callable[[Any], Coroutine[Any, Any, Any]]) -> Any:
         while True:
@@ -238,18 +243,19 @@ class _Loop:
         contribution = self._contribution()
         settled = await self._through(lambda wanted: self._exchange.step(contribution, wanted.picture, wanted.regions))
         receipt = contribution.receipt(settled.decision, self._member)
-        self._answer(receipt, decided=settled.decision.id.round == contribution.round)
+        self._answer(receipt, contribution, decided=settled.decision.id.round == contribution.round)
         self._world.note("steps", self._host.name, self._streams.step, receipt)
 
     async def _push_only(self) -> None:
-        receipt = await self._exchange.push(self._contribution())
-        self._answer(receipt, decided=False)
+        contribution = self._contribution()
+        receipt = await self._exchange.push(contribution)
+        self._answer(receipt, contribution, decided=False)
         self._world.note("pushes", self._host.name, receipt)
 
     async def _push(self) -> None:
         await self._push_only()
         await self._pull()
 
-    def _answer(self, receipt: Receipt, *, decided: bool) -> None:
+    def _answer(self, receipt: Receipt, of: Contribution, *, decided: bool) -> None:
         member = (self._member.worker, self._member.incarnation)
-        self._world.answers.append(Answer(member, receipt.round, receipt.status, decided))
+        self._world.answers.append(Answer(member, receipt.round, of.sequence, receipt.status, decided))

@@ -174,6 +174,19 @@ class World:
         if steps and max(steps) > (self.course.last.step if self.course.last else 0):
             self.problem(f"shards are at steps {steps}, more than was decided")
 
+    def may_stop(self, host: WorkerHost) -> bool:
+        """Whether a worker that has seen the last step may leave; the last ends what others wait for in vain."""
+        host.trained = True
+        if not self.scenario.lingers:
+            return True
+        if not all(worker.trained or worker.gone for worker in self.workers):
+            return False
+        for worker in self.workers:
+            if worker is not host and worker.here:
+                worker.process.kill()
+                worker.gone = True
+        return True
+
     def delete(self) -> None:
         """Somebody is about to delete the run."""
         self.deleted = self.course.deleted = True
@@ -196,7 +209,7 @@ class World:
         rng = np.random.default_rng(of)
         arrays: Arrays = {}
         for index, shape in enumerate(scenario.shapes):
-            if scenario.sync.deterministic:
+            if scenario.by_rank:
                 array = rng.standard_normal(shape).astype(np.float32)
             else:
                 array = (rng.integers(-256, 256, shape) / 64).astype(np.float32)
@@ -214,7 +227,7 @@ class World:
         if (worker, step) not in self.scenario.poison:
             return False
         return not any(
-            bad.member.rank == worker and decision.step_before == step
+            bad.member.rank == worker and decision.step_before >= step
             for decision in self.course.decisions
             for bad in decision.nonfinite
         )
@@ -310,9 +323,10 @@ class World:
     async def _settled(self) -> None:
         """All shards have carried out the last decision."""
         last = self.course.last
-        want = (last.id.round + 1, last.step) if last else (0, 0)
         stand: list[tuple[int, int]] = []
         for _ in range(100):
+            last = self.course.last  # what was under way when everybody left may still be counted
+            want = (last.id.round + 1, last.step) if last else (0, 0)
             stand = [(shard.arena.journal[Field.ROUND], shard.arena.journal[Field.STEP]) for shard in self.shards]
             if all(each == want for each in stand):
                 return
