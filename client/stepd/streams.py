@@ -337,20 +337,17 @@ class RunStreams:
                     if not named.done():
                         named.set_result(header.step)
 
-                own = _copy(request, step)
-                return await self.pull(first, own, picture, regions, on_first, again=False)
+                return await self.pull(first, _copy(request, step), picture, regions, on_first, again=False)
 
             async def follow(shard: int, named: asyncio.Future[int] = named) -> shard_pb2.PullHeader:
-                own = _copy(request, await asyncio.shield(named))
-                return await self.pull(shard, own, picture, regions, _ignore)
+                return await self.pull(shard, _copy(request, await asyncio.shield(named)), picture, regions, _ignore)
 
             try:
                 found = await together((name(), *(follow(shard) for shard in others)))
                 steps = {reply.step for reply in found}
                 if len(steps) == 1:
                     return dict(zip(picture.shards, found, strict=True))
-                # The first was asked anew when its connection broke, and had gone on by then.
-                newest = max(steps)
+                newest = max(steps)  # the first was asked anew when its connection broke, and had gone on by then
             except Aborted as error:
                 if error.reason != "VERSION_PASSED":
                     raise
