@@ -101,9 +101,11 @@ class Contribution:
 
     def is_settled(self, headers: Iterable[shard_pb2.PullHeader]) -> bool:
         """Whether what the shards say after its round means that it needs not be sent again."""
-        return self.over or any(
-            header.counted >= self.sequence or (self.round, self.attempt) == _attempt_of(header) for header in headers
-        )
+        return self.over or any(self.is_in(self.id, header) for header in headers)
+
+    def is_in(self, id: round_pb2.RoundId, header: shard_pb2.PullHeader) -> bool:
+        """Whether a shard that had taken it into an attempt says, after the round, that it counts."""
+        return header.counted >= self.sequence or (id.round, id.attempt) == _attempt_of(header)
 
     def receipt(self, decision: round_pb2.Decision | None = None) -> Receipt:
         """What all shards together say; and the decision of its round, which knows who is in it."""

@@ -257,7 +257,9 @@ class Exchange:
         if receipt.HasField("id"):
             request = self._awaiting(contribution)
             request.round, request.attempt = receipt.id.round, receipt.id.attempt
-            await self._streams.peek(shard, request)
+            header = await self._streams.peek(shard, request)
+            if not contribution.is_in(receipt.id, header):
+                raise Aborted(f"round {receipt.id.round} took another contribution", reason="ROUND_RESTARTED")
 
     async def _carry_once(
         self, contribution: Contribution, picture: Picture | None, regions: Sequence[Array], *, peek: bool
