@@ -22,7 +22,7 @@ from stepd_server.coordinator.rounds import Rounds
 from stepd_server.coordinator.run import Run
 from stepd_server.coordinator.store import RunStore
 from stepd_server.coordinator.vocabulary import Member, Offer, RoundId, Selected
-from stepd_server.shard import finishing, gathering, run
+from stepd_server.shard import finishing, run
 from stepd_server.shard.gathered import GatheredFile
 from stepd_server.shard.gathering import Gathering
 from stepd_server.shard.journal import Field, Journal
@@ -127,11 +127,6 @@ def what_comes_again_is_added_again(patch: pytest.MonkeyPatch) -> None:
 @mutant("links")
 def sums_by_rank_are_added_as_they_come(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Gathering, "turn", lambda *_: True)
-
-
-@mutant("links")
-def ranges_are_summed_before_all_are_there(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(gathering.Gathering, "complete", property(lambda self: any(c.whole for c in self._order)))
 
 
 @mutant("reads")
