@@ -7,6 +7,7 @@ restarted): then it is sent again under the new attempt, by itself.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -100,8 +101,7 @@ class Exchange:
             state: of the run; its round is the first that takes a contribution of the new one.
         """
         held, first = self._held, state.round
-        self._first, self._next, self._rejoined_at = first, first.round, state.step
-        self.acknowledged = None  # nothing of the new membership yet
+        self._first, self._next, self._rejoined_at, self.acknowledged = first, first.round, state.step, None
         if held is None or held.over or held.sender != before:
             return
         if held.in_turn or held.round < first.round:
@@ -142,11 +142,9 @@ class Exchange:
             # Who joins in the middle of a round takes part from the next, and needs what that begins with.
             after = self._next - 1 if self._next else None
             now = self._streams.pull_now(picture, regions, self.membership.member, after=after)
-            try:
+            with contextlib.suppress(Rejoined):
                 (headers,) = await together((now,), self._guards())
-            except Rejoined:
-                continue
-            return headers  # type: ignore[no-any-return]
+                return headers  # type: ignore[no-any-return]
 
     async def _decide_held(self) -> None:
         """Rounds are decided one after another: the one before must be before there is a place in the next."""
