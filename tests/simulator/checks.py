@@ -130,7 +130,7 @@ def _ahead(world: World, sync: BoundedStaleness) -> list[str]:
     turns = {worker.name: 0 for worker in world.workers}
     problems = []
     for decision in world.course.decisions:
-        for member in decision.members:
+        for member, *_ in decision.counted:  # one that was left out has had its turn, too
             if turns[member.worker] >= min(turns.values()) + max(sync.staleness, 1):
                 problems.append(f"{decision} takes {member}, which is ahead: {turns}")
             turns[member.worker] += 1
