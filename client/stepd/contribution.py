@@ -29,6 +29,7 @@ class Contribution:
         views: the bytes of each parameter it holds, by id.
         weight: of it, in weighted runs.
         based_on: steps applied in the parameters that it was computed from.
+        sender: the membership that it is of.
         sequence: counts the contributions of this worker; 0 until the first byte is sent.
         in_turn: it is for whichever round takes it.
         round: what it is for; -1: not known yet.
@@ -41,6 +42,7 @@ class Contribution:
     views: Mapping[int, memoryview]
     weight: float
     based_on: int = 0
+    sender: round_pb2.Member = field(default_factory=round_pb2.Member)
     sequence: int = 0
     in_turn: bool = False
     round: int = -1
@@ -67,6 +69,22 @@ class Contribution:
         self.round, self.attempt = (-1, 0) if self.in_turn else (self.round, attempt)
         self.receipts.clear()
 
+    def go_over(self, sender: round_pb2.Member, first: round_pb2.RoundId) -> None:
+        """It is another membership's now, and for the first attempt that takes one of that."""
+        self.sender = sender
+        self.round = first.round
+        self.begun.clear()
+        self.start_over(first.attempt)
+
+    def refuse_as_stale(self, after: int) -> None:
+        """It is not sent: parameters have changed since those that it was computed from.
+
+        Args:
+            after: the round whose parameters are read in its place.
+        """
+        self.round, self.over, self.views = after, True, {}
+        self.receipts = {0: shard_pb2.PushResponse(status=shard_pb2.RECEIPT_STATUS_STALE, step=self.based_on)}
+
     def find_round(self) -> bool:
         """Take from the receipts which round it is in; whether all shards have the same attempt of it, or are done."""
         if any(receipt.status in _REFUSED or not receipt.HasField("id") for receipt in self.receipts.values()):
@@ -83,19 +101,21 @@ class Contribution:
 
     def is_settled(self, headers: Iterable[shard_pb2.PullHeader]) -> bool:
         """Whether what the shards say after its round means that it needs not be sent again."""
-        return self.over or any(
-            header.counted >= self.sequence or (self.round, self.attempt) == _attempt_of(header) for header in headers
-        )
+        return self.over or any(self.is_in(self.id, header) for header in headers)
 
-    def receipt(self, decision: round_pb2.Decision | None = None, member: round_pb2.Member | None = None) -> Receipt:
+    def is_in(self, id: round_pb2.RoundId, header: shard_pb2.PullHeader) -> bool:
+        """Whether a shard that had taken it into an attempt says, after the round, that it counts."""
+        return header.counted >= self.sequence or (id.round, id.attempt) == _attempt_of(header)
+
+    def receipt(self, decision: round_pb2.Decision | None = None) -> Receipt:
         """What all shards together say; and the decision of its round, which knows who is in it."""
         word = receipt_word([receipt.status for receipt in self.receipts.values()])
         if decision is not None and decision.id.round == self.round:
-            if member in decision.quarantined:
+            if self.sender in decision.quarantined:
                 word = "quarantined"
-            elif member in decision.late:
+            elif self.sender in decision.late:
                 word = "late"
-            elif word == "late" and member in decision.members:
+            elif word == "late" and self.sender in decision.members:
                 word = "accepted"  # the round was closed without it, and then gathered again
         return Receipt(word, max((receipt.step for receipt in self.receipts.values()), default=0), self.round)
 

@@ -7,20 +7,21 @@ restarted): then it is sent again under the new attempt, by itself.
 from __future__ import annotations
 
 import asyncio
-import math
+import contextlib
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from stepd.buffers import Array, Picture
 from stepd.contribution import Contribution, Settled, failure
 from stepd.errors import Aborted, StepdError
-from stepd.membership import Membership
+from stepd.membership import Membership, Rejoined
+from stepd.outcome import decision_of
 from stepd.parameters import check_whole
 from stepd.results import Receipt
 from stepd.retry import PAUSE_S_MIN, passes
 from stepd.session import together
 from stepd.streams import RunStreams
-from stepd.v1 import round_pb2, shard_pb2
+from stepd.v1 import coordinator_pb2, round_pb2, shard_pb2
 from stepd.waiting import look_after
 
 T = TypeVar("T")
@@ -41,6 +42,8 @@ class Exchange:
         self._first = first
         self._next = first.round  # round of the next contribution
         self._sequence = 0  # of the latest
+        # Steps applied when the membership was last lost and had back.
+        self._rejoined_at = 0
         # Steps applied in the parameters that were read last: what the next gradient is computed from.
         self.version = step
         self._held: Contribution | None = None
@@ -89,6 +92,28 @@ class Exchange:
             held.start_over(now.attempt)
             self._resending = asyncio.create_task(self._resend(held))
 
+    def on_rejoined(self, before: round_pb2.Member, now: round_pb2.Member, state: coordinator_pb2.RunState) -> None:
+        """The membership was lost and had back; what was sent under the old one is settled under its name.
+
+        Args:
+            before: the old one.
+            now: the new one.
+            state: of the run; its round is the first that takes a contribution of the new one.
+        """
+        held, first = self._held, state.round
+        self._first, self._next, self._rejoined_at, self.acknowledged = first, first.round, state.step, None
+        if held is None or held.over or held.sender != before:
+            return
+        if held.in_turn or held.round < first.round:
+            # Counted, or too late: the shards say so when it comes again.
+            held.start_over(held.attempt)
+        else:
+            # Nothing has changed since: the round waits for it.
+            held.go_over(now, first)
+            self._next = first.round + 1
+        if not self._busy and self._resending is None:
+            self._resending = asyncio.create_task(self._resend(held))
+
     # --- Each call ----------------------------------------------------------------------------------------------
 
     async def _step(self, contribution: Contribution, picture: Picture, regions: Sequence[Array]) -> Settled:
@@ -106,15 +131,20 @@ class Exchange:
 
     async def _pull(self, picture: Picture, regions: Sequence[Array]) -> None:
         if self._held is None:
-            # Who joins in the middle of a round takes part from the next, and needs what that begins with.
-            after = self._next - 1 if self._next else None
-            now = self._streams.pull_now(picture, regions, self.membership.member, after=after)
-            (headers,) = await together((now,), self._guards())
-            self._went_on(headers, read=True)
+            self._went_on(await self._read(picture, regions), read=True)
         else:
             contribution = self._held
             headers = await self._carry(contribution, picture, regions)
             await self._settle(contribution, headers, picture, regions)
+
+    async def _read(self, picture: Picture, regions: Sequence[Array]) -> Mapping[int, shard_pb2.PullHeader]:
+        while True:
+            # Who joins in the middle of a round takes part from the next, and needs what that begins with.
+            after = self._next - 1 if self._next else None
+            now = self._streams.pull_now(picture, regions, self.membership.member, after=after)
+            with contextlib.suppress(Rejoined):
+                (headers,) = await together((now,), self._guards())
+                return headers  # type: ignore[no-any-return]
 
     async def _decide_held(self) -> None:
         """Rounds are decided one after another: the one before must be before there is a place in the next."""
@@ -123,7 +153,7 @@ class Exchange:
         elif self._held is not None:
             contribution = self._held
             headers = await self._carry(contribution, peek=True)
-            decision = await self._decision_of(contribution, headers)
+            decision = await decision_of(contribution, headers, self._streams)
             self._went_on(headers)
             self._check_outcome(contribution, decision)
             self._held = None
@@ -131,8 +161,11 @@ class Exchange:
     def _begin(self, contribution: Contribution) -> None:
         self._sequence += 1
         contribution.sequence = self._sequence
+        contribution.sender = self.membership.member
         contribution.in_turn = self._streams.in_turn
-        if not contribution.in_turn:
+        if contribution.based_on < self._rejoined_at and not contribution.in_turn:
+            contribution.refuse_as_stale(self._next - 1)
+        elif not contribution.in_turn:
             contribution.round = self._next
             if self._next == self._first.round:
                 contribution.attempt = max(contribution.attempt, self._first.attempt)
@@ -185,6 +218,8 @@ class Exchange:
                 if contribution.round < 0 and not contribution.over:
                     await self._find_round(contribution)
                 headers = await self._carry_once(contribution, picture, regions, peek=peek)
+            except Rejoined:
+                pass  # what follows from it is in the contribution already
             except Aborted as error:
                 if error.reason == "LAYOUT_CHANGED" and picture is None:
                     await self._follow(contribution)
@@ -220,7 +255,9 @@ class Exchange:
         if receipt.HasField("id"):
             request = self._awaiting(contribution)
             request.round, request.attempt = receipt.id.round, receipt.id.attempt
-            await self._streams.peek(shard, request)
+            header = await self._streams.peek(shard, request)
+            if not contribution.is_in(receipt.id, header):
+                raise Aborted(f"round {receipt.id.round} took another contribution", reason="ROUND_RESTARTED")
 
     async def _carry_once(
         self, contribution: Contribution, picture: Picture | None, regions: Sequence[Array], *, peek: bool
@@ -242,7 +279,7 @@ class Exchange:
         push = plan.pushes(contribution.views)[shard]
         header = shard_pb2.PushHeader(
             run=self._streams.run,
-            member=self.membership.member,
+            member=contribution.sender,
             id=None if contribution.round < 0 else contribution.id,
             weight=contribution.weight,
             ranges=push.ranges,
@@ -291,7 +328,7 @@ class Exchange:
             run=self._streams.run,
             round=contribution.round if awaited else None,
             attempt=contribution.attempt if awaited and not contribution.over else None,
-            member=self.membership.member,
+            member=contribution.sender,
         )
 
     async def _restarted(self, contribution: Contribution, error: Aborted) -> None:
@@ -334,7 +371,7 @@ class Exchange:
         picture: Picture,
         regions: Sequence[Array],
     ) -> Settled:
-        decision = await self._decision_of(contribution, headers)
+        decision = await decision_of(contribution, headers, self._streams)
         headers = await self._streams.agree(headers, picture, regions, self.membership.member)
         self._went_on(headers, read=True)
         self._check_outcome(contribution, decision)
@@ -343,39 +380,13 @@ class Exchange:
         return Settled(decision, step)
 
     def _guards(self) -> list[Any]:
-        return [self.membership.until_ended(), look_after(self._streams, self.membership.member)]
+        membership = self.membership
+        return [membership.until_ended(), membership.until_rejoined(), look_after(self._streams, membership)]
 
     def _went_on(self, headers: Mapping[int, shard_pb2.PullHeader], *, read: bool = False) -> None:
         self._next = max(self._next, *(header.round for header in headers.values()), 0)
         if read:
             self.version = max((header.step for header in headers.values()), default=self.version)
-
-    async def _decision_of(
-        self, contribution: Contribution, headers: Mapping[int, shard_pb2.PullHeader]
-    ) -> round_pb2.Decision:
-        """How the round ended: as a shard says or, if they were all started again meanwhile, the coordinator.
-
-        Of a contribution that no round took: the latest decision.
-        """
-        known = [header.decision for header in headers.values() if header.HasField("decision")]
-        if contribution.in_turn and known and contribution.round not in {decision.id.round for decision in known}:
-            return max(known, key=lambda decision: decision.id.round)
-        for decision in known:
-            if decision.id.round == contribution.round:
-                return decision
-        state = await self._streams.state()
-        if state.last_decision.id.round >= contribution.round and state.HasField("last_decision"):
-            return state.last_decision
-        if known:
-            return max(known, key=lambda decision: decision.id.round)
-        return round_pb2.Decision(
-            id=contribution.id,
-            outcome=round_pb2.OUTCOME_APPLIED,
-            step=max((header.step for header in headers.values()), default=state.step),
-            groups=[round_pb2.GroupRates(lr=rate, clip_scale=1) for rate in state.rates],
-            grad_norm=math.nan,
-            clip_scale=math.nan,
-        )
 
     def _check_outcome(self, contribution: Contribution, decision: round_pb2.Decision) -> None:
         """Raise NonFiniteGradient if the round failed, which every worker of it is to know."""

@@ -1,4 +1,8 @@
-"""A worker's place in a run: kept by renewing its lease, given up by leaving."""
+"""A worker's place in a run: kept by renewing its lease, given up by leaving, had back after it was lost.
+
+A process that is stopped for longer than its lease, or cut off, loses its place. When it goes on it asks for the place
+again and gets it under a new incarnation, unless somebody else has it.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,8 @@ import asyncio
 import contextlib
 import copy
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 import grpc
@@ -27,35 +32,42 @@ AGAIN_S: Final = 0.5
 LEAVE_S: Final = 5.0
 
 
+class Rejoined(Exception):
+    """The worker is a member under another incarnation now: what was under way begins anew."""
+
+
 class Membership:
-    """One join of one worker. Lives in the session's loop, but for `report`.
+    """One worker's place. Lives in the session's loop, but for `report`.
 
     Attributes:
         run: the run's name.
-        member: as the coordinator named it.
+        member: as the coordinator named it last.
     """
 
     def __init__(
         self,
         session: Session,
-        run: str,
+        request: coordinator_pb2.JoinRunRequest,
         member: round_pb2.Member,
-        lease: float,
         on_round: Callable[[round_pb2.RoundId, int], None],
+        on_rejoined: Callable[[round_pb2.Member, coordinator_pb2.JoinRunResponse], None],
     ) -> None:
         """
         Args:
             session: of the client.
-            run: the run's name.
+            request: with which it joined.
             member: as the coordinator named it.
-            lease: seconds.
             on_round: told, with each renewal, the round that is gathered and which contribution counts.
+            on_rejoined: told what the worker was as a member, and what the coordinator says of the new membership.
         """
-        self.run = run
+        self.run = request.run
         self.member = member
         self._session = session
-        self._every = lease / LEASE_RENEWALS
+        self._request = request
+        self._every = (request.lease.seconds + request.lease.nanos * 1e-9) / LEASE_RENEWALS
         self._on_round = on_round
+        self._on_rejoined = on_rejoined
+        self._rejoined = asyncio.Event()
         self._metrics: dict[str, float] = {}
         self._observed = Observations()
         self._wake = asyncio.Event()
@@ -69,9 +81,19 @@ class Membership:
             raise copy.copy(self._ended)  # each raise with a traceback of its own
 
     async def until_ended(self) -> None:
-        """Wait until the membership ends, and raise why."""
+        """Wait until the membership ends for good, and raise why."""
         await self._end.wait()
         self.check()
+
+    def until_rejoined(self) -> Coroutine[None, None, None]:
+        """Wait until the membership is another, and raise Rejoined."""
+        return _raise_rejoined(self._rejoined)
+
+    def doubt(self) -> None:
+        """The coordinator does not name us as a member: ask now."""
+        self._wake.set()
+        if self._task.done():  # nobody is left to ask
+            self.lost(FailedPrecondition("its lease has run out", reason="NOT_A_MEMBER"))
 
     def lost(self, error: StepdError) -> StepdError:
         """The error that a worker sees for one of a server; ends the membership if that is what it says."""
@@ -138,9 +160,10 @@ class Membership:
                     self._renewal(metrics), timeout=max(self._every, AGAIN_S)
                 )
             except grpc.RpcError as failed:
-                error = self.lost(from_rpc_error(failed, target=self._session.target))
-                if not passes(error):
-                    self._finish(error)
+                try:
+                    await self._take_back(from_rpc_error(failed, target=self._session.target))
+                except StepdError as error:
+                    self._finish(self.lost(error))
                     return
                 pause = min(self._every, AGAIN_S)
             else:
@@ -149,6 +172,30 @@ class Membership:
                 # Kept until they have arrived; what was reported meanwhile is yet to be sent.
                 self._metrics = {name: value for name, value in self._metrics.items() if value is not metrics.get(name)}
                 self._on_round(answer.round, answer.counted)
+
+    async def _take_back(self, error: StepdError) -> None:
+        """After a renewal that failed: have the place back, if that is what it takes and nobody else has it."""
+        if passes(error):
+            return
+        elif error.reason != "NOT_A_MEMBER":
+            raise error
+        request = coordinator_pb2.JoinRunRequest()
+        request.CopyFrom(self._request)
+        request.request_id = uuid.uuid4().hex
+        request.again.CopyFrom(self.member)
+        try:
+            answer: coordinator_pb2.JoinRunResponse = await self._session.ask("JoinRun", request)
+        except StepdError as refusal:
+            if passes(refusal):
+                return  # the next renewal leads here again
+            elif refusal.reason == "RUN_FULL":  # others have come, with other ranks
+                raise FailedPrecondition(str(refusal), reason="NOT_A_MEMBER", **refusal.details) from refusal
+            raise
+        before, self.member = self.member, answer.member
+        self._observed.begin_anew()
+        self._on_rejoined(before, answer)
+        rejoined, self._rejoined = self._rejoined, asyncio.Event()
+        rejoined.set()
 
     def _renewal(self, metrics: dict[str, float]) -> Any:
         return coordinator_pb2.RenewLeaseRequest(
@@ -163,3 +210,8 @@ class Membership:
         if self._ended is None:
             self._ended = error
             self._end.set()
+
+
+async def _raise_rejoined(event: asyncio.Event) -> None:
+    await event.wait()
+    raise Rejoined

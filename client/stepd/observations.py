@@ -35,6 +35,10 @@ class Observations:
             if len(self.waiting) > OBSERVATIONS_MAX:
                 self.drop_to(self.before + 1)
 
+    def begin_anew(self) -> None:
+        """What arrived was counted for another membership."""
+        self.before = 0
+
     @property
     def end(self) -> int:
         """How many there have been, with those that are waiting."""

@@ -122,6 +122,15 @@ class Sharing:
         if link := self._links.pop(shard, None):
             link.end()
 
+    def rename(self, member: round_pb2.Member) -> None:
+        """The worker is another member now: shards get to know it anew, with the next contribution."""
+        self._member = member
+        self._tried.clear()
+        for task in self._opening.values():
+            task.cancel()
+        for shard in list(self._links):
+            self.drop(shard)
+
     def gradients(self, plan: Plan) -> dict[str, Array]:
         """Arrays for gradients, in the memory that is shared."""
         return self._memory_of(plan).gradients()

@@ -7,16 +7,17 @@ import time
 from typing import Final
 
 from stepd.errors import DeadlineExceeded, FailedPrecondition, StepdError, Unavailable
+from stepd.membership import Membership
 from stepd.streams import RunStreams
-from stepd.v1 import coordinator_pb2, round_pb2
+from stepd.v1 import coordinator_pb2
 
 # A round that takes longer is looked into: are there workers enough, is a shard away?
 LOOK_S: Final = 5.0
 LOOK_S_MIN: Final = 0.2
 
 
-async def look_after(streams: RunStreams, member: round_pb2.Member) -> None:
-    """Raise when a round has been without enough workers or shards for longer than `retry_for`, or does without us.
+async def look_after(streams: RunStreams, membership: Membership) -> None:
+    """Raise when a round has been without enough workers or shards for longer than `retry_for`.
 
     Waiting for slow peers is no reason: their leases are the coordinator's to end. Does not return otherwise.
     """
@@ -28,8 +29,8 @@ async def look_after(streams: RunStreams, member: round_pb2.Member) -> None:
         state = await streams.state()
         if state.status == coordinator_pb2.RUN_STATUS_LOST:
             raise FailedPrecondition(f"run {state.spec.name!r} is lost: {state.problem}", reason="RUN_LOST")
-        if all(worker.member != member for worker in state.workers):
-            raise FailedPrecondition("its lease has run out, or its name was taken over", reason="NOT_A_MEMBER")
+        if all(worker.member != membership.member for worker in state.workers):
+            membership.doubt()
         if state.status == coordinator_pb2.RUN_STATUS_TRAINING:
             since = None
             continue

@@ -152,7 +152,7 @@ class Worker:
                 self._keep(contribution, arrays, compressed, own=own)
                 raise
             decision = settled.decision
-            receipt = contribution.receipt(decision, self._membership.member)
+            receipt = contribution.receipt(decision)
             if compressed and receipt.counts:
                 compressed.counts()
             return StepResult(
@@ -329,8 +329,13 @@ async def join(
     sharing = Sharing(streams.session, spec.name, answer.member)
     streams = streams.of_worker(sharing, answer.run.spec)
     exchange = Exchange(streams, answer.run.round, answer.run.step)
-    lease = request.lease.seconds + request.lease.nanos * 1e-9
-    exchange.membership = Membership(streams.session, spec.name, answer.member, lease, exchange.on_round)
+
+    def on_rejoined(before: round_pb2.Member, now: coordinator_pb2.JoinRunResponse) -> None:
+        streams.learn(now.run.spec, now.layout)
+        sharing.rename(now.member)
+        exchange.on_rejoined(before, now.member, now.run)
+
+    exchange.membership = Membership(streams.session, request, answer.member, exchange.on_round, on_rejoined)
     try:
         await sharing.begin(streams.plan)
     except BaseException:

@@ -12,6 +12,7 @@ import pytest
 import stepd
 from tests.faults.proxy import Network
 from tests.faults.roles import Fleet
+from tests.patience import PATIENCE_S
 
 _numbers = itertools.count()
 _fleets: list[Fleet] = []
@@ -69,7 +70,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Fleet]]:
 
 @pytest.fixture
 def client(fleet: Fleet) -> Iterator[stepd.Client]:
-    with stepd.connect(fleet.target, timeout=5.0, retry_for=40.0) as client:
+    with stepd.connect(fleet.target, timeout=5.0, retry_for=PATIENCE_S) as client:
         yield client
 
 

@@ -97,4 +97,4 @@ class Killer:
 
     def go_on(self) -> None:
         """Let some steps happen."""
-        self._trainees.await_steps(self._random.randint(1, 3), within_s=90)
+        self._trainees.await_steps(self._random.randint(1, 3))

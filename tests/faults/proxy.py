@@ -15,6 +15,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
+from tests.patience import PATIENCE_S
+
 T = TypeVar("T")
 
 _READ_BYTES: Final = 64 * 1024
@@ -85,7 +87,7 @@ class Network:
         return self.run(start())
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(20)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE_S)
 
     def do(self, action: Callable[[], T]) -> T:
         """Do something where the proxies live; from any thread, theirs too."""
@@ -108,7 +110,7 @@ class Network:
 
         self.run(end())
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(20)
+        self._thread.join(PATIENCE_S)
         self._loop.close()
 
     def __enter__(self) -> Self:

@@ -17,6 +17,7 @@ from tests.faults.proxy import DEAF, STALLED, Conditions, Proxy, Way
 from tests.faults.roles import Fleet
 from tests.faults.trainees import Trainees, check_order, counted, pace
 from tests.integration.servers import eventually
+from tests.patience import PATIENCE_S
 
 LEASE_S = 4.0
 ELEMENTS = 400_000
@@ -49,7 +50,7 @@ def test_cuts_anywhere_in_a_step_are_not_seen(fleet: Fleet, client: stepd.Client
     """Connections are reset at exact bytes, within pushes, pulls, and calls of coordinator and shards."""
     create(client, name)
     rng = random.Random(5)
-    with Trainees(tmp_path, fleet.target, name, gradient="digit", retry_for=60.0) as trainees:
+    with Trainees(tmp_path, fleet.target, name, gradient="digit", retry_for=PATIENCE_S) as trainees:
         trainees.start(0, 1)
         trainees.wait(lambda: all(w.steps for w in trainees.workers), "all have begun")
         for _ in range(12):
@@ -71,7 +72,7 @@ def test_cuts_anywhere_in_a_step_are_not_seen(fleet: Fleet, client: stepd.Client
 
 def test_a_lost_answer_to_a_push_counts_once(fleet: Fleet, client: stepd.Client, name: str, tmp_path: Path) -> None:
     create(client, name, elements=1000)
-    with Trainees(tmp_path, fleet.target, name, gradient="digit", retry_for=60.0, pause=0.02) as trainees:
+    with Trainees(tmp_path, fleet.target, name, gradient="digit", retry_for=PATIENCE_S, pause=0.02) as trainees:
         other, deaf = trainees.start(0, 1)
         trainees.wait(lambda: all(w.steps for w in trainees.workers), "all have begun")
         for _ in range(3):
@@ -105,7 +106,7 @@ def test_lost_answers_of_the_coordinator_change_nothing_twice(fleet: Fleet, name
         proxy.have(DEAF, of=os.getpid())
         proxy.after(150, Way.UP, lambda: threading.Timer(0.3, cut).start(), of=os.getpid())
 
-    with stepd.connect(fleet.target, timeout=5.0, retry_for=40.0) as client:
+    with stepd.connect(fleet.target, timeout=5.0, retry_for=PATIENCE_S) as client:
         client.fleet()
         lose_answers()
         run = create(client, name, elements=1000)
@@ -130,7 +131,7 @@ def test_a_worker_whose_links_stall_leaves_within_its_lease(
 ) -> None:
     """All of its links, in the middle of a pull: the connections stay, and nothing comes through."""
     create(client, name, workers=None, elements=LARGE)
-    with Trainees(tmp_path, fleet.target, name, lease=LEASE_S, gradient="digit", retry_for=60.0) as trainees:
+    with Trainees(tmp_path, fleet.target, name, lease=LEASE_S, gradient="digit", retry_for=PATIENCE_S) as trainees:
         other, stuck = (*trainees.start(0), *trainees.start(1, rejoin=True))
         trainees.wait(lambda: all(len(w.steps) > 2 for w in trainees.workers), "all have begun")
         at: list[float] = []
@@ -164,7 +165,7 @@ def test_a_shard_whose_links_stall_holds_up_and_loses_nothing(
     create(client, name)
     proxy = fleet.shards[1].proxy
     assert proxy is not None
-    with Trainees(tmp_path, fleet.target, name, gradient="digit", retry_for=60.0) as trainees:
+    with Trainees(tmp_path, fleet.target, name, gradient="digit", retry_for=PATIENCE_S) as trainees:
         trainees.start(0, 1)
         trainees.wait(lambda: all(w.steps for w in trainees.workers), "all have begun")
         for way in Way:
@@ -200,14 +201,14 @@ def test_a_shard_that_is_cut_off_for_long_is_found_again(
         proxy.have(STALLED)
         time.sleep(25)
         proxy.have(Conditions())
-        trainees.await_steps(2, within_s=60)
+        trainees.await_steps(2)
         trainees.finish()
         check_all_counted_once(trainees)
 
 
 def test_a_stopped_shard_is_named_and_waited_for(fleet: Fleet, client: stepd.Client, name: str, tmp_path: Path) -> None:
     run = create(client, name)
-    with Trainees(tmp_path, fleet.target, name, gradient="digit", retry_for=60.0) as trainees:
+    with Trainees(tmp_path, fleet.target, name, gradient="digit", retry_for=PATIENCE_S) as trainees:
         trainees.start(0, 1)
         trainees.wait(lambda: all(w.steps for w in trainees.workers), "all have begun")
         fleet.shards[2].signal(signal.SIGSTOP)
@@ -221,7 +222,7 @@ def test_a_stopped_shard_is_named_and_waited_for(fleet: Fleet, client: stepd.Cli
 
 def test_slow_links_are_only_slow(fleet: Fleet, client: stepd.Client, name: str, tmp_path: Path) -> None:
     create(client, name)
-    with Trainees(tmp_path, fleet.target, name, lease=LEASE_S, gradient="digit", retry_for=60.0) as trainees:
+    with Trainees(tmp_path, fleet.target, name, lease=LEASE_S, gradient="digit", retry_for=PATIENCE_S) as trainees:
         _, slow = trainees.start(0, 1)
         trainees.wait(lambda: all(w.steps for w in trainees.workers), "all have begun")
         for proxy in proxies(fleet):

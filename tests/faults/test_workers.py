@@ -15,11 +15,13 @@ from tests.faults.proxy import Way
 from tests.faults.roles import Fleet
 from tests.faults.trainees import Trainee, Trainees, check_order, counted
 from tests.integration.servers import eventually
+from tests.patience import PATIENCE_S
 
 LEASE_S = 4.0
 # A third of it is on each shard: enough for a stream to be in the middle of.
 ELEMENTS = 400_000
 MIDDLE_BYTES = 300_000
+FEW_BYTES = 300
 
 
 def create(client: stepd.Client, name: str, workers: int | None = None) -> stepd.Run:
@@ -37,15 +39,21 @@ def without(worker: Trainee, victim: Trainee, since: float) -> list[dict[str, An
     return [result for result in worker.steps[1:] if result["at"] > since and victim.rank not in who[result["step"]]]
 
 
+@pytest.mark.parametrize("transport", ["grpc", "shm"])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 def test_the_others_go_on_within_the_lease(
-    fleet: Fleet, client: stepd.Client, name: str, tmp_path: Path, how: signal.Signals
+    fleet: Fleet, client: stepd.Client, name: str, tmp_path: Path, how: signal.Signals, transport: str
 ) -> None:
-    """One worker is lost in the middle of a push, another in the middle of a pull; stopped ones come back."""
+    """One worker is lost in the middle of a push, another in the middle of a pull; stopped ones come back.
+
+    Where memory is shared few bytes go by, and they are lost at any time.
+    """
     create(client, name)
-    with Trainees(tmp_path, fleet.target, name, lease=LEASE_S, gradient="digit", pause=0.01) as trainees:
+    with Trainees(
+        tmp_path, fleet.target, name, lease=LEASE_S, gradient="digit", pause=0.01, transport=transport
+    ) as trainees:
         others = trainees.start(0, 1)
-        victims = trainees.start(2) + trainees.start(3, rejoin=True)
+        victims = trainees.start(2, 3)
         trainees.wait(lambda: all(w.steps for w in trainees.workers), "all have begun")
         struck: dict[int, float] = {}
         for victim, shard, way in zip(victims, fleet.shards[1:], Way, strict=True):
@@ -55,7 +63,7 @@ def test_the_others_go_on_within_the_lease(
                 struck[victim.rank] = time.monotonic()
 
             assert shard.proxy is not None
-            shard.proxy.after(MIDDLE_BYTES, way, strike, of=victim.pid)
+            shard.proxy.after(MIDDLE_BYTES if transport == "grpc" else FEW_BYTES, way, strike, of=victim.pid)
         gone = [(worker, victim) for worker in others for victim in victims]
         trainees.wait(
             lambda: all(v.rank in struck and without(w, v, struck[v.rank]) for w, v in gone), "the others go on"
@@ -65,23 +73,24 @@ def test_the_others_go_on_within_the_lease(
         if how == signal.SIGSTOP:
             for victim in victims:
                 victim.signal(signal.SIGCONT)
-            trainees.workers.remove(victims[0])  # it is to fail
-            trainees.wait(lambda: victims[0].ended == 3, "the first is told")
-            (error,) = victims[0].all("error")
-            assert error["reason"] == "NOT_A_MEMBER"
-            assert "rank 2" in error["message"]
-            trainees.wait(
-                lambda: victims[1].all("lost") and victims[1].step > victims[1].all("lost")[0]["step"] + 1,
-                "one is back",
-            )
-            assert len(victims[1].all("joined")) == 2
+            trainees.await_steps(4, of=victims)
             trainees.finish()
+            who = counted(others[0].steps)
+            for victim in victims:
+                steps = [result["step"] for result in victim.steps]
+                assert steps == sorted(steps)
+                receipts = {result["step"]: result["receipt"] for result in victim.steps if result["step"] in who}
+                assert {"accepted"} < set(receipts.values()) <= {"accepted", "late", "stale"}
+                for step, status in receipts.items():
+                    assert status != "accepted" or victim.rank in who[step], f"{victim.rank} at step {step}"
         else:
             trainees.await_steps(2, of=others)
         for worker in others:
             check_order(worker.steps)
             who = counted(worker.steps)
-            assert all(len(set(ranks)) == len(ranks) and {0, 1} <= set(ranks) for ranks in who.values()), who
+            assert all(len(set(ranks)) == len(ranks) for ranks in who.values()), who
+            both = max(other.steps[0]["step"] for other in others)
+            assert all({0, 1} <= set(ranks) for step, ranks in who.items() if step >= both), who
 
 
 def test_a_run_of_exactly_three_waits_or_says_who_is_missing(
@@ -90,7 +99,7 @@ def test_a_run_of_exactly_three_waits_or_says_who_is_missing(
     run = create(client, name, workers=3)
     with Trainees(tmp_path, fleet.target, name, lease=LEASE_S, gradient="digit", pause=0.01) as trainees:
         (hasty,) = trainees.start(0, retry_for=1.0)
-        patient, victim = trainees.start(2, 1, retry_for=60.0)
+        patient, victim = trainees.start(2, 1, retry_for=PATIENCE_S)
         trainees.wait(lambda: all(w.steps for w in trainees.workers), "all have begun")
         victim.signal(signal.SIGKILL)
         trainees.workers.remove(hasty)

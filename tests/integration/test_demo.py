@@ -146,7 +146,7 @@ def test_ctrl_c_ends_everything_quietly(tmp_path: Path) -> None:
         assert len(everything) >= 4  # two workers and two shards
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         assert process.wait(timeout=PATIENCE_S) == 130
-        wait_for(lambda: gone(everything), 5)
+        wait_for(lambda: gone(everything))
         assert (tmp_path / "err").read_text() == ""
 
 
@@ -155,14 +155,14 @@ def test_sigterm_ends_everything(tmp_path: Path) -> None:
         everything = training(process, tmp_path)
         process.terminate()
         assert process.wait(timeout=PATIENCE_S) == 128 + signal.SIGTERM
-        wait_for(lambda: gone(everything), 5)
+        wait_for(lambda: gone(everything))
 
 
 def test_when_the_demo_is_killed_its_processes_end(tmp_path: Path) -> None:
     with demo(tmp_path, *LONG) as process:
         everything = training(process, tmp_path)
         process.kill()
-        wait_for(lambda: gone(everything), 15)
+        wait_for(lambda: gone(everything))
 
 
 def test_a_worker_that_dies_is_named_and_the_others_are_ended(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_a_worker_that_dies_is_named_and_the_others_are_ended(tmp_path: Path) ->
         os.kill(workers_of(process.pid)[0], signal.SIGKILL)
         assert process.wait(timeout=PATIENCE_S) == 1
         assert (tmp_path / "err").read_text() == "stepd: WORKER_FAILED: worker 0 ended with exit code -9\n"
-        wait_for(lambda: gone(everything), 5)
+        wait_for(lambda: gone(everything))
 
 
 # --- The worker by itself, as on Kubernetes ---------------------------------------------------------------------

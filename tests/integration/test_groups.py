@@ -81,7 +81,7 @@ def test_a_round_under_way_starts_over_and_nobody_sends_again_by_hand(connect: C
         assert pushing.push(ones).status == "accepted"
         run.add_param_group(stepd.ParamGroup({"v": np.full(3, 2.0, np.float32)}))
         results.append(late.step({"w": np.full(5, 4.0, np.float32)}))
-        thread.join(30)
+        thread.join(PATIENCE_S)
         for params in (results[0].params, results[1].params, pushing.pull()):
             np.testing.assert_array_equal(params["w"], np.full(5, -2.0))
             np.testing.assert_array_equal(params["v"], np.full(3, 2.0))

@@ -150,7 +150,7 @@ def test_a_client_leaves_no_thread_and_no_warning(fleets: Callable[[int], stepd.
     worker.leave()
     watch.close()
     # gRPC ends its own thread a moment later.
-    assert soon(lambda: {t.name for t in set(threading.enumerate()) - before} <= {"Thread-1 (_poll_wrapper)"}, 5)
+    assert soon(lambda: {t.name for t in set(threading.enumerate()) - before} <= {"Thread-1 (_poll_wrapper)"})
     for call in (client.runs, worker.pull, lambda: client.run(name)):
         with pytest.raises(stepd.FailedPrecondition, match="this client is closed"):
             call()

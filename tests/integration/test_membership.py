@@ -48,6 +48,8 @@ def test_who_joins_in_the_middle_of_a_round_begins_with_what_it_ends_with(client
     grads = {"w": np.ones(4, F4)}
     with run.join() as first, run.join() as second:
         first.push(grads)
+        # Before the coordinator knows of it, a newcomer is asked as well.
+        eventually(lambda: [w.awaited is None for w in run.info().workers] == [True, False], "the first is there")
         with run.join() as third:
             pulled: list[float] = []
             waiting = threading.Thread(target=lambda: pulled.append(float(third.pull()["w"][0])))
@@ -124,16 +126,45 @@ def test_ctrl_c_ends_a_step_and_the_next_goes_on(client: stepd.Client, name: str
                 assert (result.params["w"] == -7).all()
 
 
-def test_a_lost_membership_is_told_by_name(connect: Connect, name: str) -> None:
-    run = connect(3).create_run(name, {"w": np.zeros(4, F4)}, optimizer=stepd.SGD(lr=1.0), sync=stepd.Sync(workers=2))
-    first = run.join(0, name="ann", lease=1.0)
-    # As if the process had been stopped for longer than its lease.
-    first._membership._task.get_loop().call_soon_threadsafe(first._membership._task.cancel)
-    eventually(lambda: not run.info().workers, "the lease has run out")
-    with pytest.raises(stepd.FailedPrecondition, match=r"worker 'ann' \(rank 0\) is no member of run") as caught:
-        first.step({"w": np.ones(4, F4)})
-    assert caught.value.reason == "NOT_A_MEMBER"
-    assert (caught.value.details["worker"], caught.value.details["rank"]) == ("ann", 0)
+def stand_still(worker: stepd.Worker, seconds: float) -> None:
+    """As if its process was stopped: nothing of the library runs."""
+    loop = worker._membership._task.get_loop()
+    loop.call_soon_threadsafe(time.sleep, seconds)
+
+
+def test_a_worker_that_stood_still_has_its_place_back_and_what_had_arrived_counts(
+    connect: Connect, client: stepd.Client, name: str
+) -> None:
+    run = client.create_run(name, {"w": np.zeros(4, F4)}, optimizer=stepd.SGD(lr=1.0), sync=stepd.Sync(workers=2))
+    with connect(3).run(name).join(0, name="ann", lease=1.0) as ann, run.join(1) as bob:
+        assert ann.push({"w": np.full(4, 2, F4)}).status == "accepted"
+        before = ann._membership.member.incarnation
+        stand_still(ann, 3.0)
+        eventually(lambda: [worker.id for worker in run.info().workers] == ["worker-1"], "ann is lost")
+        result = bob.step({"w": np.full(4, 4, F4)})
+        assert (result.step, result.params["w"][0]) == (1, -3.0)
+        assert "ann (rank 0) is gone since" in str(run.info().problem)
+        assert ann.pull()["w"][0] == -3.0
+        eventually(lambda: len(run.info().workers) == 2, "ann is back")
+        assert (ann.id, ann.rank, ann._membership.member.incarnation > before) == ("ann", 0, True)
+        assert at_once(lambda rank: (ann, bob)[rank].step({"w": np.ones(4, F4)}).step, 2) == [2, 2]
+
+
+def test_a_worker_without_which_the_others_went_on_is_told_and_begins_with_what_there_is(
+    connect: Connect, client: stepd.Client, name: str
+) -> None:
+    run = client.create_run(name, {"w": np.zeros(4, F4)}, optimizer=stepd.SGD(lr=1.0))
+    grads = {"w": np.ones(4, F4)}
+    with connect(3).run(name).join(0, name="ann", lease=1.0) as ann, run.join(1, name="bob") as bob:
+        stand_still(ann, 3.0)
+        assert bob.step(grads).step == 1
+        assert bob.step(grads).step == 2
+        before = ann._membership.member.incarnation
+        eventually(lambda: ann._membership.member.incarnation > before, "ann is back")
+        stale = ann.step(grads)
+        assert (stale.receipt.status, stale.step, stale.params["w"][0]) == ("stale", 2, -2.0)
+        results = at_once(lambda rank: (ann, bob)[rank].step(grads), 2)
+        assert [(result.step, result.receipt.status) for result in results] == [(3, "accepted")] * 2
 
 
 def test_a_name_that_is_taken_over_ends_the_older_membership(client: stepd.Client, name: str) -> None:

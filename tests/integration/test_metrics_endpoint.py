@@ -51,7 +51,7 @@ async def ask(target: Target, request: bytes) -> tuple[int, bytes]:
     reader, writer = await asyncio.open_connection(*target)
     try:
         writer.write(request)
-        answer = await asyncio.wait_for(reader.read(), 20)
+        answer = await asyncio.wait_for(reader.read(), PATIENCE_S)
     except ConnectionResetError:
         return 0, b""
     finally:

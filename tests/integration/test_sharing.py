@@ -15,6 +15,7 @@ import pytest
 
 import stepd
 from stepd.sharing import Sharing
+from tests.patience import PATIENCE_S
 
 Connect = Callable[..., stepd.Client]
 Arrays = dict[str, Any]
@@ -171,7 +172,7 @@ def test_a_worker_that_dies_leaves_nothing_behind(
     process = context.Process(target=work_for_ever, args=(fleet.target, name, ready))
     process.start()
     try:
-        assert ready.wait(30)
+        assert ready.wait(PATIENCE_S)
         assert [shared_by(shard.pid) for shard in fleet.shards] == [1, 1]
     finally:
         assert process.pid is not None

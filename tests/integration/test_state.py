@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import stepd
+from tests.patience import PATIENCE_S
 from tests.reference.as_stepd import create_run_arguments
 from tests.reference.cases import LARGE, STEPS, TOLERANCE, Arrays, Case, error, gradient, initial
 from tests.reference.rule_cases import OTHER_CASES
@@ -220,7 +221,7 @@ def test_a_worker_in_the_middle_of_a_step_sends_again(connect: Connect, name: st
     }
     run.load_state_dict(state)
     results.append(second.step(ones()))
-    waiting.join(20)
+    waiting.join(PATIENCE_S)
     assert [result.params["table"][0, 0] for result in results] == [-3.0, -3.0]
     first.leave()
     second.leave()
@@ -251,7 +252,7 @@ def test_the_state_is_of_one_version_while_workers_train(connect: Connect, name:
                 other.load_state_dict(state)
     finally:
         done.set()
-        working.join(20)
+        working.join(PATIENCE_S)
     assert len(seen) > 3
 
 
@@ -270,7 +271,7 @@ def test_states_that_are_loaded_at_once_do_not_mix(connect: Connect, name: str) 
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(30)
+            thread.join(PATIENCE_S)
         state = runs[0].state_dict()
         values = {float(v) for e in state["state"].values() for v in np.unique(e["momentum_buffer"])}
         assert len(values) == 1

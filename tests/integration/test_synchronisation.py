@@ -18,6 +18,7 @@ import pytest
 import stepd
 from stepd.info import CONTRIBUTIONS
 from tests.integration.training import at_once
+from tests.patience import PATIENCE_S
 
 Connect = Callable[..., stepd.Client]
 
@@ -89,7 +90,7 @@ def test_whoever_comes_within_the_grace_is_in(client: stepd.Client, name: str) -
         thread, results = later(lambda: a.step(grads(1)))
         assert b.push(grads(2)).status == "accepted"
         assert c.push(grads(6)).status == "accepted"
-        thread.join(10)
+        thread.join(PATIENCE_S)
         (result,) = results
         assert value(result.params) == -3
 
@@ -221,7 +222,7 @@ def test_nobody_runs_ahead_of_the_slowest(connect: Connect, name: str, staleness
             for _ in range(steps):
                 time.sleep(0.03 * rank)
                 rounds.append(worker.step(grads(1)).receipt.round)
-            done.wait(20)  # a place that is left is one that others wait for
+            done.wait(PATIENCE_S)  # a place that is left is one that others wait for
             return rounds
 
     rounds = at_once(work, count)
@@ -249,7 +250,7 @@ def test_the_place_of_the_slowest_that_died_is_waited_for(client: stepd.Client, 
         assert [place.rank for place in run.info().missing] == [1]
         assert results == []
         with run.join(1) as c:
-            thread.join(10)
+            thread.join(PATIENCE_S)
             assert results[0].step == 3
             assert c.step(grads(1)).step == 4
 

@@ -31,7 +31,7 @@ def at_once(work: Callable[[int], T], count: int) -> list[T]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(50)
+        thread.join(PATIENCE_S)
     if errors:
         raise errors[0]
     assert not any(thread.is_alive() for thread in threads), "a worker hangs"

@@ -121,7 +121,7 @@ def _turns(world: World, contributions: Contributions) -> list[str]:
                     problems.append(f"{decision} takes what is {staleness} steps old times {scale}")
     told = {(*answer.member, -1, answer.sequence): answer for answer in world.answers}
     problems += [f"{told[key]}, and it was counted" for key in counted & told.keys() if told[key].status == "stale"]
-    if isinstance(sync, BoundedStaleness) and all(worker.joins == 1 for worker in world.workers):
+    if isinstance(sync, BoundedStaleness) and not any(worker.came_again for worker in world.workers):
         problems += _ahead(world, sync)  # who comes again begins with the turns of the slowest
     return problems
 
@@ -130,7 +130,7 @@ def _ahead(world: World, sync: BoundedStaleness) -> list[str]:
     turns = {worker.name: 0 for worker in world.workers}
     problems = []
     for decision in world.course.decisions:
-        for member in decision.members:
+        for member, *_ in decision.counted:  # one that was left out has had its turn, too
             if turns[member.worker] >= min(turns.values()) + max(sync.staleness, 1):
                 problems.append(f"{decision} takes {member}, which is ahead: {turns}")
             turns[member.worker] += 1

@@ -6,8 +6,7 @@ They are put over the real code, so that they stay true as it changes: what is r
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeAlias
 
 import pytest
@@ -16,12 +15,14 @@ from stepd.exchange import Exchange
 from stepd.streams import RunStreams
 from stepd.v1 import shard_pb2
 from stepd_server.coordinator import events
+from stepd_server.coordinator.closing import Closing
 from stepd_server.coordinator.membership import Membership
+from stepd_server.coordinator.policy import Asynchronous, Bounded
 from stepd_server.coordinator.rounds import Rounds
 from stepd_server.coordinator.run import Run
 from stepd_server.coordinator.store import RunStore
-from stepd_server.coordinator.vocabulary import RoundId
-from stepd_server.shard import finishing, gathering, run
+from stepd_server.coordinator.vocabulary import Member, Offer, RoundId, Selected
+from stepd_server.shard import finishing, run
 from stepd_server.shard.gathered import GatheredFile
 from stepd_server.shard.gathering import Gathering
 from stepd_server.shard.journal import Field, Journal
@@ -123,24 +124,9 @@ def what_comes_again_is_added_again(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Gathering, "begin", anew)
 
 
-@mutant("kills")
-def what_an_old_attempt_brought_counts_in_the_new_one(patch: pytest.MonkeyPatch) -> None:
-    take_in = Rounds._take_in
-
-    def take(self: Rounds, event: Any) -> None:
-        take_in(self, replace(event, id=self.id) if event.id.round == self.id.round else event)
-
-    patch.setattr(Rounds, "_take_in", take)
-
-
 @mutant("links")
 def sums_by_rank_are_added_as_they_come(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Gathering, "turn", lambda *_: True)
-
-
-@mutant("links")
-def ranges_are_summed_before_all_are_there(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(gathering.Gathering, "complete", property(lambda self: any(c.whole for c in self._order)))
 
 
 @mutant("reads")
@@ -240,3 +226,29 @@ def an_answer_that_was_lost_makes_a_new_contribution(patch: pytest.MonkeyPatch) 
         self._next = contribution.round + 1
 
     patch.setattr(Exchange, "_restarted", forget)
+
+
+# --- Policies -----------------------------------------------------------------------------------------------------
+
+
+@mutant("quorum")
+def what_has_begun_on_some_shards_is_left_out(patch: pytest.MonkeyPatch) -> None:
+    def begun_everywhere(self: Closing, shards: Sequence[int]) -> frozenset[Member] | None:
+        if any(shard not in self.begun for shard in shards):
+            return None
+        return frozenset.intersection(*self.begun.values())
+
+    patch.setattr(Closing, "begun_anywhere", begun_everywhere)
+
+
+@mutant("turns")
+def nothing_is_too_stale(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Asynchronous, "is_stale", lambda *_: False)
+
+
+@mutant("turns")
+def nobody_waits_for_the_slowest(patch: pytest.MonkeyPatch) -> None:
+    def first(_: Bounded, offers: Sequence[Offer], *__: object) -> Selected | None:
+        return Selected(offers[0].member, offers[0].sequence) if offers else None
+
+    patch.setattr(Bounded, "choose", first)

@@ -16,6 +16,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from stepd.contribution import Contribution
 from stepd.errors import Aborted, NonFiniteGradient, NotFound, StepdError
+from stepd.membership import Membership
 from stepd.parameters import check_gradients
 from stepd.reading import Reading
 from stepd.results import Receipt
@@ -75,7 +76,7 @@ class WorkerHost:
     Attributes:
         done: it has nothing left to do.
         gone: it has died for good.
-        joins: how often it has become a member.
+        joins: how often it has asked to become a member.
         trained: it has seen the last step.
         changed: what it has changed as the run's owner.
         waits_since: when its present call began; None: it is in none.
@@ -94,8 +95,15 @@ class WorkerHost:
         self._rng = random.Random(f"{self.name} {world.scenario.seed}")
         self._number = 0
         self.joins = 0
+        # Each with the incarnation that it began with.
+        self._memberships: list[tuple[Membership, int]] = []
         self.process = Process(world.loop, self.name)
         self.process.dead = True  # until it is started
+
+    @property
+    def came_again(self) -> bool:
+        """Whether it has become a member more than once, by asking for it or as the library had a lost place back."""
+        return self.joins > 1 or any(own.member.incarnation != first for own, first in self._memberships)
 
     @property
     def here(self) -> bool:
@@ -146,6 +154,7 @@ class WorkerHost:
         )
         try:
             worker = await self._answered("join", join(run_from_proto(spec), streams, request))
+            self._memberships.append((worker._membership, worker._membership.member.incarnation))
             self.world.note("joins", self.name, worker._membership.member.incarnation)
             loop = _Loop(self, worker, worker._streams)  # its own: see RunStreams.of_worker
             await loop.train()
@@ -165,7 +174,6 @@ class _Loop:
         self._host = host
         self._world = host.world
         self._exchange = worker._exchange
-        self._member = worker._membership.member
         self._reading: Reading = worker._reading
         self._streams = streams
 
@@ -242,7 +250,7 @@ class _Loop:
     async def _step(self) -> None:
         contribution = self._contribution()
         settled = await self._through(lambda wanted: self._exchange.step(contribution, wanted.picture, wanted.regions))
-        receipt = contribution.receipt(settled.decision, self._member)
+        receipt = contribution.receipt(settled.decision)
         self._answer(receipt, contribution, decided=settled.decision.id.round == contribution.round)
         self._world.note("steps", self._host.name, self._streams.step, receipt)
 
@@ -257,5 +265,5 @@ class _Loop:
         await self._pull()
 
     def _answer(self, receipt: Receipt, of: Contribution, *, decided: bool) -> None:
-        member = (self._member.worker, self._member.incarnation)
+        member = (of.sender.worker, of.sender.incarnation)
         self._world.answers.append(Answer(member, receipt.round, of.sequence, receipt.status, decided))

@@ -12,7 +12,7 @@ import grpc
 import numpy as np
 
 from stepd import wire
-from stepd.errors import StepdError
+from stepd.errors import FailedPrecondition, StepdError
 from stepd.policies import Sync
 from stepd.rules import SGD
 from stepd.specs import optimizer_to_proto, sync_to_proto
@@ -115,6 +115,8 @@ class FakeFleet(coordinator_pb2_grpc.CoordinatorServicer):
     now: the round that renewals tell of.
     renewals: the metrics of each.
     fail: the next calls to the coordinator get these errors.
+    member: the one that there is.
+    taken: nobody gets a place back.
     """
 
     def __init__(self, shards: int) -> None:
@@ -123,6 +125,8 @@ class FakeFleet(coordinator_pb2_grpc.CoordinatorServicer):
         self.renewals: list[dict[str, float]] = []
         self.left: list[c.LeaveRunRequest] = []
         self.fail: list[StepdError] = []
+        self.member = round_pb2.Member()
+        self.taken = False
         self._servers: list[grpc.Server] = []
         self.target = self._start(self.add_to)
         targets = [self._start(shard.add_to) for shard in self.shards]
@@ -176,10 +180,19 @@ class FakeFleet(coordinator_pb2_grpc.CoordinatorServicer):
 
     def JoinRun(self, request: c.JoinRunRequest, context: Any) -> c.JoinRunResponse:
         self._may_fail(context)
-        return c.JoinRunResponse(member=MEMBER, run=self.state, layout=self.layout)
+        member = MEMBER
+        if request.HasField("again"):
+            if self.taken:
+                abort(context, FailedPrecondition("its place belongs to 'bob'", reason="NOT_A_MEMBER"))
+            member = round_pb2.Member(worker="ann", incarnation=request.again.incarnation + 1, rank=0)
+        self.member = self.state.workers[0].member
+        self.member.CopyFrom(member)
+        return c.JoinRunResponse(member=member, run=self.state, layout=self.layout)
 
     def RenewLease(self, request: c.RenewLeaseRequest, context: Any) -> c.RenewLeaseResponse:
         self._may_fail(context)
+        if request.member != self.member:
+            abort(context, FailedPrecondition("its lease has run out", reason="NOT_A_MEMBER"))
         self.renewals.append(dict(request.metrics))
         return c.RenewLeaseResponse(round=self.now)
 

@@ -248,12 +248,88 @@ def test_leaving_tells_the_last_contribution_and_the_last_metrics(fleet: FakeFle
     assert {"loss": 1.0} in fleet.renewals
 
 
-def test_a_membership_that_ended_ends_a_step_that_waits(fleet: FakeFleet, worker: stepd.Worker) -> None:
+# --- A place that was lost ------------------------------------------------------------------------------------------
+
+
+def test_a_place_that_others_have_ends_a_step_that_waits(fleet: FakeFleet, worker: stepd.Worker) -> None:
     fleet.shards[0].pull = lambda request: Aborted("not yet", reason="ROUND_PENDING")
-    fleet.fail = [FailedPrecondition("its lease ran out", reason="NOT_A_MEMBER")]
-    with pytest.raises(FailedPrecondition, match=r"worker 'ann' \(rank 0\) is no member of run 'run'") as caught:
+    fleet.taken = True
+    fleet.member.incarnation = 0
+    with pytest.raises(
+        FailedPrecondition, match=r"worker 'ann' \(rank 0\) is no member of run 'run'.* 'bob'"
+    ) as caught:
         worker.step(GRAD)
     assert caught.value.reason == "NOT_A_MEMBER"
+
+
+def test_a_round_that_waits_gets_the_gradient_again_from_who_has_its_place_back(
+    fleet: FakeFleet, worker: stepd.Worker
+) -> None:
+    senders: list[tuple[int, int]] = []
+
+    def push(header: shard_pb2.PushHeader) -> shard_pb2.PushResponse:
+        senders.append((header.member.incarnation, header.id.attempt))
+        return receipt(header)
+
+    def pull(request: shard_pb2.PullRequest) -> Any:
+        if request.member == MEMBER:
+            fleet.state.round.attempt = 2
+            fleet.member.incarnation = 0  # its lease has run out
+            return Aborted("not yet", reason="ROUND_PENDING")
+        return decided(request.round), 0.0
+
+    fleet.shards[0].push, fleet.shards[0].pull = push, pull
+    result = worker.step(GRAD)
+    assert (result.receipt.status, result.receipt.round) == ("accepted", 0)
+    assert senders == [(MEMBER.incarnation, 0), (MEMBER.incarnation + 1, 2)]
+    assert worker.step(GRAD).receipt.round == 1
+    assert senders[2:] == [(MEMBER.incarnation + 1, 0)]
+
+
+def test_a_round_that_has_passed_says_under_the_old_name_what_became_of_it(
+    fleet: FakeFleet, worker: stepd.Worker
+) -> None:
+    senders: list[int] = []
+
+    def push(header: shard_pb2.PushHeader) -> Any:
+        senders.append(header.member.incarnation)
+        if len(senders) == 1:
+            fleet.state.round.round, fleet.state.step = 4, 4
+            fleet.member.incarnation = 0
+            return Unavailable("stopped here")
+        return receipt(header, shard_pb2.RECEIPT_STATUS_LATE if header.id.round == 0 else ACCEPTED)
+
+    def pull(request: shard_pb2.PullRequest) -> Any:
+        if request.HasField("round") and request.round < 3:
+            return Aborted("long gone", reason="VERSION_PASSED")
+        return decided(request.round if request.HasField("round") else 3), 0.0
+
+    for shard in fleet.shards:
+        shard.pull = pull
+    fleet.shards[0].push = push
+    fleet.shards[1].push = lambda header: receipt(header, shard_pb2.RECEIPT_STATUS_LATE if len(senders) else ACCEPTED)
+    # Whether the first try or the next comes under it: the name is that of the round's member.
+    soon(lambda: fleet.renewals)
+    result = worker.step(GRAD)
+    assert (result.step, result.receipt.status) == (4, "late")
+    fleet.shards[1].push = receipt
+    soon(lambda: fleet.member.incarnation == MEMBER.incarnation + 1)
+    assert worker.step(GRAD).receipt.round == 4
+    assert set(senders[:-1]) == {MEMBER.incarnation}
+    assert senders[-1] == MEMBER.incarnation + 1
+
+
+def test_a_gradient_of_parameters_from_before_the_loss_is_not_sent(fleet: FakeFleet, worker: stepd.Worker) -> None:
+    fleet.state.round.round, fleet.state.step = 4, 4
+    fleet.member.incarnation = 0
+    renewals = len(fleet.renewals)
+    soon(lambda: len(fleet.renewals) > renewals + 1)
+    assert worker.push(GRAD).status == "stale"
+    result = worker.step(GRAD)
+    assert (result.step, result.receipt.status) == (4, "stale")
+    assert not fleet.shards[0].pushed
+    assert worker.step(GRAD).receipt.status == "accepted"
+    assert [round_ for round_, _, _ in fleet.shards[0].pushed] == [4]
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def test_closing_ends_a_call_of_another_thread(loop: Loop) -> None:
     thread.start()
     time.sleep(0.1)
     loop.close()
-    thread.join(5)
+    thread.join(PATIENCE_S)
     assert [str(error) for error in caught] == ["this client was closed during the call"]
 
 
@@ -116,7 +116,7 @@ def test_a_fork_is_told_to_connect_by_itself_and_does_not_hang(loop: Loop) -> No
     results = context.SimpleQueue()
     process = context.Process(target=_in_a_fork, args=(loop, results))
     process.start()
-    process.join(10)
+    process.join(PATIENCE_S)
     assert process.exitcode == 0
     assert "does not work in its fork" in results.get()
     assert "forked from one with an open stepd client" in results.get()

@@ -256,3 +256,22 @@ def test_small_tensors_share_a_span() -> None:
     piece = Piece.of(spec_of(params, SGD()), layout, 0)
     everything = np.ones(10_000, np.bool_)
     assert len(piece.spans(everything, np.zeros(10_000, np.int64))) == math.ceil(10_000 * 100 / 65_500)
+
+
+def test_spans_are_cut_anew_only_when_that_makes_a_difference() -> None:
+    params = {f"p{i}": np.zeros(100, np.float32) for i in range(6)}
+    layout = to_proto(lay_out([100] * 6, [16] * 6, 1), ["x:1"], run_pb2.D_TYPE_FLOAT32)
+    piece = Piece.of(spec_of(params, SGD()), layout, 0)
+    touched, updates = np.array([1, 1, 1, 1, 0, 1], np.bool_), np.array([3, 3, 5, 5, 9, 5])
+
+    def places() -> list[tuple[int, int, int]]:
+        return [(span.start, span.stop, span.slice) for span in piece.spans(touched, updates)]
+
+    first = places()
+    assert first == [(0, 200, 0), (200, 400, 2), (500, 600, 5)]
+    updates += touched  # as a step does
+    assert places() == first
+    updates[:2] += 2
+    assert places() == [(0, 400, 0), (500, 600, 5)]
+    touched[1] = False
+    assert places() == [(0, 100, 0), (200, 400, 2), (500, 600, 5)]

@@ -73,11 +73,11 @@ class Driver:
 
     def __init__(self, run: str, groups: int, fleet: Fleet, tell: Callable[[Event], None]) -> None:
         """Args:
-        groups: how many the run has; may grow.
+        groups: how many the run has.
         tell: takes events; never called from within `gather` or `finish`.
         """
         self._run = run
-        self.groups = groups
+        self._groups = groups
         self._fleet = fleet
         self._tell = tell
         self._gathers: dict[int, asyncio.Task[None]] = {}
@@ -105,7 +105,7 @@ class Driver:
             for tasks in (self._measures, self._closes, self._selects):
                 if task := tasks.pop(shard, None):
                     task.cancel()
-            self._start(self._gathers, shard, "GatherRound", partial(self._gather_once, shard, request, self.groups))
+            self._start(self._gathers, shard, "GatherRound", partial(self._gather_once, shard, request, self._groups))
 
     def set_timer(self, action: SetTimer) -> None:
         """Say when the time has passed; a later one takes its place."""
@@ -127,6 +127,12 @@ class Driver:
         for shard in action.shards:
             # Each says all that those before it said.
             self._start(self._selects, shard, "SelectContributors", partial(self._select_once, shard, request))
+
+    def extend(self, groups: int) -> None:
+        """The run has so many groups from here on. What is gathered knows less, also when it is asked for again."""
+        self._groups = groups
+        while self._gathers:
+            self._gathers.popitem()[1].cancel()
 
     def settle(self, request: shard_control_pb2.SettleExtensionRequest, shards: Iterable[int]) -> None:
         """Have shards make a committed extension part of the run."""

@@ -105,8 +105,7 @@ class Line:
             self.standings[selected.member] = Standing(selected.sequence, standing.turns + 1)
 
     def level(self) -> None:
-        """Another policy: nothing waits as it did, and turns are counted anew."""
-        self.clear()
+        """Another policy: turns are counted anew."""
         self.standings = {member: Standing(standing.sequence) for member, standing in self.standings.items()}
 
     def recorded(self, *, in_turn: bool) -> tuple[tuple[Member, Standing], ...]:

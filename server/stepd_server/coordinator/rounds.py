@@ -236,6 +236,8 @@ class Rounds(RoundsStanding):
         policy, self._policy = self._policy, policy_of(spec.sync)
         if type(policy) is not type(self._policy):
             self._line.level()
+        if policy.in_turn != self._policy.in_turn:
+            self._line.clear()
         attempt = self._attempt
         if attempt is None:
             return
@@ -275,7 +277,8 @@ class Rounds(RoundsStanding):
         if not self._policy.missing(len(present)) and contributors:
             self._gather(Attempt(contributors, closing_of(self._policy, contributors)))
         elif not self._policy.missing(len(self._since)) and not self._unfinished:
-            # Nobody is left in this round, but there are enough for the next.
+            # Nobody is left in this round, or too few, but there are enough for the next.
+            self._slow |= {*present} - self._left_out
             self._decide(decisions.nobody_left(self._spec), ())
 
     def _gather(self, attempt: Attempt) -> None:
@@ -319,7 +322,7 @@ class Rounds(RoundsStanding):
             members=members,
             nonfinite=self._nonfinite,
             quarantined=by_rank(self._left_out),
-            counted=(self._attempt.selected,) if self._attempt and self._attempt.selected else (),
+            counted=self._attempt.taken if self._attempt else (),
             late=by_rank({*(self._attempt.late if self._attempt else ()), *self._slow}),
         )
         if self._attempt is not None and decisions.lacks_norms(self._spec, decision):

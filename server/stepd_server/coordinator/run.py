@@ -322,7 +322,7 @@ class Run(RunPicture):
             state_bytes=extension.bytes,
             changes=self.record.changed_by(extension.id),
         )
-        self._driver.groups = len(spec.groups)
+        self._driver.extend(len(spec.groups))
         self._settle(*(shard.index for shard in self._fleet.shards))
         self.tell(events.LayoutChanged(self._plateaus.in_effect, self._layout_version))
 

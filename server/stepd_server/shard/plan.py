@@ -184,6 +184,20 @@ class Piece:
         what one large one does; but only if they share group and number of updates, which is all that a rule sees,
         unless it keeps scalars or looks beyond elements: these may differ from parameter to parameter.
         """
+        # From step to step mostly the same are touched, and all counts go up together.
+        counts = updates[touched]
+        known = (touched.tobytes(), (counts - counts[:1]).tobytes())
+        if known not in self._spans:
+            self._spans.clear()
+            self._spans[known] = self._cut(touched, updates)
+        return self._spans[known]
+
+    @cached_property
+    def _spans(self) -> dict[tuple[bytes, bytes], list[Span]]:
+        """The spans that were asked for last."""
+        return {}
+
+    def _cut(self, touched: Bools, updates: Counts) -> list[Span]:
         alone = [bool(group.rule.scalars()) or group.rule.reach is not Reach.ELEMENTWISE for group in self.groups]
         spans: list[Span] = []
         blocks: list[int] = []

@@ -26,19 +26,24 @@ class Pushing(Pulling):
         if header.layout_version == self.arena.piece.version:
             # What a round could not take must not be offered to it.
             check_ranges(self.arena.piece, header)
-        with self._holding.waiting(header):
-            self._changed.notify()
-            await self._wait(lambda: self._fate(header) is not None, header.id.round if header.HasField("id") else None)
-            # From here to the stream's being counted nothing else runs.
-            receipt, gathering = self._fate(header), self._gathering
-            assert receipt is not None
-            if gathering is None or receipt.status != _ACCEPTED:
-                return self._receipt(receipt, header.member)
-            contribution = gathering.begin(header)
-            if contribution.whole:
-                return self._receipt(Receipt(_DUPLICATE, receipt.id), header.member)
-            contribution.streams += 1
-            self.phases.began(gathering.id)
+        try:
+            with self._holding.waiting(header):
+                self._changed.notify()
+                await self._wait(
+                    lambda: self._fate(header) is not None, header.id.round if header.HasField("id") else None
+                )
+                # From here to the stream's being counted nothing else runs.
+                receipt, gathering = self._fate(header), self._gathering
+                assert receipt is not None
+                if gathering is None or receipt.status != _ACCEPTED:
+                    return self._receipt(receipt, header.member)
+                contribution = gathering.begin(header)
+                if contribution.whole:
+                    return self._receipt(Receipt(_DUPLICATE, receipt.id), header.member)
+                contribution.streams += 1
+                self.phases.began(gathering.id)
+        finally:
+            self._changed.notify()  # whoever hears of what waits is to hear that this does not any more
         try:
             await self._bring(gathering, contribution, chunks)
         finally:
