@@ -10,7 +10,7 @@ PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile
 PIP_FLAGS := --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow worlds check lint format types proto proto-check bench bench-encodings bench-recovery bench-rules clean
+.PHONY: help setup demo test test-slow worlds check lint format types proto proto-check bench bench-wires bench-recovery bench-rules clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,8 +52,8 @@ proto-check: $(PROTO_VENV)/.installed ## fail if client/stepd/v1 is not what pro
 bench: $(VENV)/.runtime ## time a step beside bare gRPC and a plain server
 	$(BIN)/python bench/step.py $(ARGS)
 
-bench-encodings: $(VENV)/.runtime ## time a step with each encoding
-	$(BIN)/python -m bench.encodings $(ARGS)
+bench-wires: $(VENV)/.runtime ## time a step with each encoding
+	$(BIN)/python -m bench.wires $(ARGS)
 
 bench-recovery: $(VENV)/.runtime ## time from the kill of a shard to the next step, and the journal's cost
 	$(BIN)/python bench/recovery.py $(ARGS)

@@ -1,6 +1,6 @@
 """How long a step takes with each encoding, and how many bytes of gradients it sends.
 
-    python -m bench.encodings [--steps 10] [--json]
+    python -m bench.wires [--steps 10] [--json]
 
 The model of bench/step.py (25M float32 parameters, AdamW, clip by the global norm), one worker, one shard. Median
 seconds of a step through gRPC, and through shared memory, which encodes nothing.
