@@ -12,16 +12,14 @@ from typing import Any, Final, TypeAlias
 import pytest
 
 from stepd.exchange import Exchange
-from stepd.streams import RunStreams
 from stepd.v1 import shard_pb2
 from stepd_server.coordinator import events
-from stepd_server.coordinator.closing import Closing
 from stepd_server.coordinator.membership import Membership
 from stepd_server.coordinator.policy import Asynchronous, Bounded
 from stepd_server.coordinator.rounds import Rounds
 from stepd_server.coordinator.run import Run
 from stepd_server.coordinator.store import RunStore
-from stepd_server.coordinator.vocabulary import Member, Offer, RoundId, Selected
+from stepd_server.coordinator.vocabulary import Offer, RoundId, Selected
 from stepd_server.shard import finishing, run
 from stepd_server.shard.gathered import GatheredFile
 from stepd_server.shard.gathering import Gathering
@@ -129,14 +127,6 @@ def sums_by_rank_are_added_as_they_come(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Gathering, "turn", lambda *_: True)
 
 
-@mutant("reads")
-def shards_are_read_at_whatever_step_they_are(patch: pytest.MonkeyPatch) -> None:
-    async def agree(self: RunStreams, headers: Any, *_: Any, **__: Any) -> Any:
-        return headers
-
-    patch.setattr(RunStreams, "agree", agree)
-
-
 # --- The coordinator ----------------------------------------------------------------------------------------------
 
 
@@ -229,16 +219,6 @@ def an_answer_that_was_lost_makes_a_new_contribution(patch: pytest.MonkeyPatch) 
 
 
 # --- Policies -----------------------------------------------------------------------------------------------------
-
-
-@mutant("quorum")
-def what_has_begun_on_some_shards_is_left_out(patch: pytest.MonkeyPatch) -> None:
-    def begun_everywhere(self: Closing, shards: Sequence[int]) -> frozenset[Member] | None:
-        if any(shard not in self.begun for shard in shards):
-            return None
-        return frozenset.intersection(*self.begun.values())
-
-    patch.setattr(Closing, "begun_anywhere", begun_everywhere)
 
 
 @mutant("turns")
