@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,12 @@ def without(worker: Trainee, victim: Trainee, since: float) -> list[dict[str, An
     return [result for result in worker.steps[1:] if result["at"] > since and victim.rank not in who[result["step"]]]
 
 
+def slowest(worker: Trainee, until: float) -> float:
+    """The longest time between two steps of a worker before then, seconds."""
+    at = [result["at"] for result in worker.steps if result["at"] < until]
+    return max((later - earlier for earlier, later in pairwise(at)), default=0.0)
+
+
 @pytest.mark.parametrize("transport", ["grpc", "shm"])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 def test_the_others_go_on_within_the_lease(
@@ -69,7 +76,9 @@ def test_the_others_go_on_within_the_lease(
             lambda: all(v.rank in struck and without(w, v, struck[v.rank]) for w, v in gone), "the others go on"
         )
         for worker, victim in gone:
-            assert without(worker, victim, struck[victim.rank])[0]["at"] - max(struck.values()) < LEASE_S + 1.0
+            after = without(worker, victim, struck[victim.rank])[0]["at"] - max(struck.values())
+            # A busy machine makes every step slow: what one took at most before comes on top.
+            assert after < LEASE_S + 1.0 + slowest(worker, min(struck.values()))
         if how == signal.SIGSTOP:
             for victim in victims:
                 victim.signal(signal.SIGCONT)
