@@ -167,6 +167,32 @@ def test_a_slow_reader_keeps_its_version_or_is_sent_away(tmp_path: Path, monkeyp
     run(scenario)
 
 
+def test_a_reader_that_is_lost_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A member that is stopped in the middle of a pull, and then left out of the round: the step does not wait for it."""
+    monkeypatch.setattr("stepd_server.shard.reading.READER_GRACE_S", 3600.0)
+    monkeypatch.setattr("stepd_server.shard.pulling.CHUNK_BYTES", 4 * BLOCK)
+
+    async def scenario() -> None:
+        fleet = Fleet(tmp_path, arrays(0))
+        await fleet.start()
+        first = asyncio.create_task(fleet.gather((0, 1)))
+        await asyncio.sleep(0)
+        reading = fleet.shards[0].pull(shard_pb2.PullRequest(run="run", member=member(1)))
+        await anext(reading)
+        await anext(reading)
+        second = asyncio.create_task(fleet.gather((0,), attempt=1))
+        await asyncio.sleep(0)
+        with pytest.raises(Aborted, match="gathered again as attempt 1"):
+            await first
+        await fleet.push(arrays(1), attempt=1)
+        await second
+        await fleet.finish(apply(0, attempt=1))
+        with pytest.raises(Aborted, match="step 0 has been overwritten by step 1"):
+            await anext(reading)
+
+    run(scenario)
+
+
 def test_a_run_taken_up_again_goes_on_with_the_same_bits(tmp_path: Path) -> None:
     """The files of a shard that ended hold parameters, buffers, counts, round and step."""
 

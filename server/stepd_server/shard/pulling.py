@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from functools import partial
 
 import numpy as np
@@ -47,6 +47,8 @@ class Pulling:
         # Up to which element parameters have the version that is being applied; None between steps.
         self._applied_to: int | None = None
         self._readers: set[Reader] = set()
+        # Of the attempt that was opened last.
+        self._members: frozenset[Key] = frozenset()
         # By round, encoding and place: messages that one of several readers has had. Gone with the last of them.
         self._messages: dict[tuple[int, str, int, int], bytes] = {}
         # A step waits for them: whoever comes now reads what it leaves.
@@ -61,7 +63,8 @@ class Pulling:
         self._check_form(request)
         await self._wait(lambda: self._has_version(request), request.round if request.HasField("round") else None)
         # From here to the first yield nothing else runs: the version cannot change before the reader is known.
-        reader = Reader(state=request.state, sent_away=request.sent_away)
+        member = key_of(request.member) if request.HasField("member") else None
+        reader = Reader(member, state=request.state, sent_away=request.sent_away)
         self._readers.add(reader)
         try:
             step = self._present_step
@@ -176,13 +179,21 @@ class Pulling:
         self._check_alive()
         return self._applied_to is None or (stop is not None and self._applied_to >= stop)
 
+    def _expect(self, members: Iterable[round_pb2.Member]) -> None:
+        """An attempt of these is opened: who is no longer among them is lost, and what it reads holds nobody up."""
+        keys = frozenset(map(key_of, members))
+        for reader in self._readers:
+            if reader.member in self._members - keys:
+                reader.cut = True
+        self._members = keys
+
     async def _send_readers_away(self) -> None:
         """Wait a while for those who read what is to be overwritten."""
         self._turning = True
         try:
             # Who has been sent away before is slow, and would be again.
             grace = max((reader.grace for reader in self._readers), default=0.0)
-            await self._changed.until(lambda: not self._readers, grace)
+            await self._changed.until(lambda: all(reader.cut for reader in self._readers), grace)
         finally:
             self._turning = False
         for reader in self._readers:

@@ -8,7 +8,7 @@ from typing import Final
 from stepd.errors import Aborted
 from stepd.limits import READER_GRACE_S, READER_GRACE_S_MAX
 from stepd.v1 import round_pb2
-from stepd_server.shard.gathering import members_text
+from stepd_server.shard.gathering import Key, members_text
 
 # So many are past READER_GRACE_S_MAX.
 _DOUBLINGS: Final = 8
@@ -18,12 +18,14 @@ class Reader:
     """A pull under way.
 
     Attributes:
+        member: whose it is; None if it is no worker's.
         state: it reads the state of the optimizer.
         grace: seconds that a step waits for it.
         cut: the version it reads is about to be overwritten, and it must not read on.
     """
 
-    def __init__(self, *, state: bool, sent_away: int = 0) -> None:
+    def __init__(self, member: Key | None = None, *, state: bool, sent_away: int = 0) -> None:
+        self.member = member
         self.state = state
         self.grace = min(READER_GRACE_S * 2 ** min(sent_away, _DOUBLINGS), READER_GRACE_S_MAX)
         self.cut = False

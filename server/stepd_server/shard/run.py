@@ -93,6 +93,7 @@ class ShardRun(Pushing):
             arena = self.arena
             arena.gathered.clear()
             compiled = loops(arena.piece.dtype, arena.piece.size)
+            self._expect(request.members)
             self._gathering = Gathering(arena.piece, arena.accumulator, arena.updates, request, compiled)
             self._changed.notify()
         gathering = self._gathering
