@@ -23,7 +23,20 @@ Connect = Callable[..., stepd.Client]
 F4 = np.float32
 
 EACH = pytest.mark.parametrize("case", STATE_CASES.values(), ids=str)
-SHARDS = pytest.mark.parametrize("shards", [1, 3])
+# Of each rule one dtype on one shard and the other on three; the rest in `make test-slow`.
+EACH_SOMEWHERE = pytest.mark.parametrize(
+    ("case", "shards"),
+    [
+        pytest.param(
+            case,
+            shards,
+            id=f"{case}-{shards}",
+            marks=() if (shards == 1) == case.name.endswith("float64") else pytest.mark.slow,
+        )
+        for case in STATE_CASES.values()
+        for shards in (1, 3)
+    ],
+)
 
 
 def train(run: stepd.Run, case: Case, steps: range) -> Arrays:
@@ -39,8 +52,7 @@ def create(client: stepd.Client, name: str, case: Case, params: Arrays) -> stepd
     return client.create_run(name, **create_run_arguments(case) | {"params": params})
 
 
-@SHARDS
-@EACH
+@EACH_SOMEWHERE
 def test_what_torch_saved_continues_here(connect: Connect, name: str, case: Case, shards: int) -> None:
     """20 further steps from torch's state and parameters are torch's own."""
     saved = stored_state(case)
@@ -75,8 +87,7 @@ def test_what_is_saved_here_is_what_torch_saved(connect: Connect, name: str, cas
     run.delete()
 
 
-@SHARDS
-@EACH
+@EACH_SOMEWHERE
 def test_what_is_saved_here_continues_in_torch(connect: Connect, name: str, case: Case, shards: int) -> None:
     """20 further steps in torch end where 20 further steps here do."""
     pytest.importorskip("torch")
@@ -103,7 +114,14 @@ def test_torchs_tensors_are_read_as_they_are(connect: Connect, name: str) -> Non
             assert torch.equal(torch.as_tensor(run.state_dict()["state"][index][key]), tensor)
 
 
-@pytest.mark.parametrize("case", [case for case in OTHER_CASES.values() if not case.clip and not case.gaps], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=str(case), marks=pytest.mark.slow if case.name.endswith("float32") else ())
+        for case in OTHER_CASES.values()
+        if not case.clip and not case.gaps
+    ],
+)
 def test_rules_that_torch_has_not_end_where_their_papers_do(connect: Connect, name: str, case: Case) -> None:
     """Though their state goes over to another run, on other shards, in the middle of a hundred steps."""
 

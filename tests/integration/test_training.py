@@ -15,12 +15,18 @@ from tests.reference.cases import CASES, STEPS, TOLERANCE, Case, error, gradient
 Fleets = Callable[[int], stepd.LocalFleet]
 
 PLACES = [(shards, workers) for shards in (1, 3) for workers in (1, 2, 3)]
-# Every rule clipped and on a schedule, and whatever else there is, somewhere; these few everywhere.
+# Every rule clipped and on a schedule, and whatever else there is, somewhere; these few everywhere. Most others are slow:
+# test_rules.py has every rule on one shard and on three, with one worker.
 # (Rules alone are held against torch in the unit tests; each of these here costs 100 round trips.)
 CHOSEN = [case for case in CASES.values() if case.clip or case.gaps or case.groups]
 EVERYWHERE = ("adamw-clip-cosine-float32", "sgd-nesterov-gaps-float64")
 MATRIX = [
-    pytest.param(case, *place, id=f"{case.name}-S{place[0]}W{place[1]}")
+    pytest.param(
+        case,
+        *place,
+        id=f"{case.name}-S{place[0]}W{place[1]}",
+        marks=() if case.name in EVERYWHERE or i % 3 == 0 else pytest.mark.slow,
+    )
     for i, case in enumerate(CHOSEN)
     for j, place in enumerate(PLACES)
     if case.name in EVERYWHERE or i % len(PLACES) == j

@@ -168,7 +168,7 @@ def test_a_slow_reader_keeps_its_version_or_is_sent_away(tmp_path: Path, monkeyp
 
 
 def test_a_reader_that_is_lost_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A member that is stopped in the middle of a pull, and then left out of the round: the step does not wait for it."""
+    """A member is stopped in the middle of a pull, and then left out of the round: the step does not wait for it."""
     monkeypatch.setattr("stepd_server.shard.reading.READER_GRACE_S", 3600.0)
     monkeypatch.setattr("stepd_server.shard.pulling.CHUNK_BYTES", 4 * BLOCK)
 
