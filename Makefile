@@ -5,8 +5,9 @@ VENV ?= .venv
 PROTO_VENV ?= .venv-proto
 BIN := $(VENV)/bin
 WORLDS ?= 3000
-# One process for each core, with fleets of its own, and each file as a whole in one of them.
-PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile
+# One process more than there are cores, for many tests wait, and four at most. Each has fleets of its own, and each file
+# is in one of them as a whole.
+PARALLEL ?= -n $(shell $(PYTHON) -c 'import os; print(min(4, len(os.sched_getaffinity(0)) + 1))') --dist loadfile
 PIP_FLAGS := --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help

@@ -107,6 +107,7 @@ def test_a_dozen_kills_of_servers_change_no_bit(start: Callable[..., Fleet], tmp
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_workers_and_the_whole_fleet_are_killed(start: Callable[..., Fleet], tmp_path: Path) -> None:
     """Who takes a dead worker's place goes on for it; a fleet that was killed whole goes on where it was."""
     blows = [Killer.strike_worker, Killer.strike_all, Killer.strike_worker, Killer.strike_all]

@@ -37,11 +37,11 @@ POLICIES = {
     ("policy", "victims"),
     [
         ("async", "shards"),
-        ("async", "coordinator"),
-        ("damped", "shards"),
-        ("bounded", "coordinator"),
-        ("quorum", "shards"),
         ("grace", "coordinator"),
+        pytest.param("async", "coordinator", marks=pytest.mark.slow),
+        pytest.param("damped", "shards", marks=pytest.mark.slow),
+        pytest.param("bounded", "coordinator", marks=pytest.mark.slow),
+        pytest.param("quorum", "shards", marks=pytest.mark.slow),
     ],
 )
 def test_a_run_goes_on_over_kills_and_counts_once(
