@@ -142,9 +142,9 @@ def test_a_group_that_is_added_is_encoded_as_well(connect: Connect, name: str) -
 @pytest.mark.parametrize(
     ("wire", "share", "loss"),
     [
-        ("float32", 1.0, 0.2),
+        pytest.param("float32", 1.0, 0.2, marks=pytest.mark.slow),
         ("bfloat16", 0.5, 0.2),
-        ("float16", 0.5, 0.2),
+        pytest.param("float16", 0.5, 0.2, marks=pytest.mark.slow),
         ("int8", 0.26, 0.2),
         ("topk:0.01", 0.03, 0.5),
     ],

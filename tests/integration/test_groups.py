@@ -210,7 +210,7 @@ def test_rules_with_numbers_of_their_own_keep_them_when_others_come(connect: Con
         np.testing.assert_allclose(params[f"p{k}"], reference.params[f"p{k}"], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("when", ["after a step", "at once"])
+@pytest.mark.parametrize("when", [pytest.param("after a step", marks=pytest.mark.slow), "at once"])
 def test_servers_that_are_killed_find_the_extended_run(name: str, when: str) -> None:
     """Shards one after the other, and the coordinator."""
     adam = stepd.AdamW(lr=0.1)
@@ -243,7 +243,9 @@ def test_servers_that_are_killed_find_the_extended_run(name: str, when: str) -> 
             np.testing.assert_allclose(params[key], value, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.02, 0.1])
+@pytest.mark.parametrize(
+    "delay", [pytest.param(0.0, marks=pytest.mark.slow), 0.02, pytest.param(0.1, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("who", ["shard", "coordinator"])
 def test_a_server_that_is_killed_while_a_group_is_added_does_not_spoil_it(name: str, who: str, delay: float) -> None:
     """At whatever moment: it is there in the end, whole and once, and the run goes on."""

@@ -22,7 +22,13 @@ from tests.reference.state_cases import AFTER, BEFORE, STATE_CASES, state_gradie
 Connect = Callable[..., stepd.Client]
 F4 = np.float32
 
-EACH = pytest.mark.parametrize("case", STATE_CASES.values(), ids=str)
+EACH = pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=str(case), marks=pytest.mark.slow if case.name.endswith("float32") else ())
+        for case in STATE_CASES.values()
+    ],
+)
 # Of each rule one dtype on one shard and the other on three; the rest in `make test-slow`.
 EACH_SOMEWHERE = pytest.mark.parametrize(
     ("case", "shards"),

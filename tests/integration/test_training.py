@@ -15,11 +15,11 @@ from tests.reference.cases import CASES, STEPS, TOLERANCE, Case, error, gradient
 Fleets = Callable[[int], stepd.LocalFleet]
 
 PLACES = [(shards, workers) for shards in (1, 3) for workers in (1, 2, 3)]
-# Every rule clipped and on a schedule, and whatever else there is, somewhere; these few everywhere. Most are slow:
+# Every rule clipped and on a schedule, and whatever else there is, somewhere; one everywhere. Most are slow:
 # test_rules.py has every rule on one shard and on three, with one worker.
 # (Rules alone are held against torch in the unit tests; each of these here costs 100 round trips.)
 CHOSEN = [case for case in CASES.values() if case.clip or case.gaps or case.groups]
-EVERYWHERE = ("adamw-clip-cosine-float32", "sgd-nesterov-gaps-float64")
+EVERYWHERE = ("adamw-clip-cosine-float32",)
 MATRIX = [
     pytest.param(
         case,
