@@ -50,7 +50,7 @@ proto: $(PROTO_VENV)/.installed ## generate client/stepd/v1 from proto/
 proto-check: $(PROTO_VENV)/.installed ## fail if client/stepd/v1 is not what proto/ gives
 	$(PROTO_VENV)/bin/python tools/generate_proto.py --check
 
-bench: $(VENV)/.runtime ## time a step beside bare gRPC and a plain server
+bench: setup ## time a step beside bare gRPC and a plain server
 	$(BIN)/python bench/step.py $(ARGS)
 
 bench-wires: $(VENV)/.runtime ## time a step with each encoding
