@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Final, NoReturn
 import ml_dtypes
 import numpy as np
 
+from stepd import wire
 from stepd.errors import InvalidArgument
 from stepd.limits import CHUNK_BYTES_MAX
 from stepd.settings import refuse
@@ -177,14 +178,19 @@ def decode(chunk: shard_pb2.EncodedChunk) -> Array:
     return _DECODERS[held](chunk)
 
 
+def decoded(chunk: shard_pb2.EncodedChunk) -> wire.Chunk:
+    """The chunk as it would have come without an encoding."""
+    return wire.Chunk(chunk.offset, decode(chunk).view(np.uint8).data)
+
+
 def _decode_rounded(name: str, dtype: np.dtype[Any]) -> Callable[[shard_pb2.EncodedChunk], Array]:
-    def decoded(chunk: shard_pb2.EncodedChunk) -> Array:
+    def decode_one(chunk: shard_pb2.EncodedChunk) -> Array:
         data = getattr(chunk, name)
         _check_size(name, len(data), chunk.count * dtype.itemsize)
         values: Array = np.frombuffer(data, dtype).astype(F4)
         return values
 
-    return decoded
+    return decode_one
 
 
 def _decode_scaled(chunk: shard_pb2.EncodedChunk) -> Array:

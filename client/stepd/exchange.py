@@ -144,7 +144,7 @@ class Exchange:
             now = self._streams.pull_now(picture, regions, self.membership.member, after=after)
             with contextlib.suppress(Rejoined):
                 (headers,) = await together((now,), self._guards())
-                return headers  # type: ignore[no-any-return]
+                return headers
 
     async def _decide_held(self) -> None:
         """Rounds are decided one after another: the one before must be before there is a place in the next."""
@@ -317,7 +317,7 @@ class Exchange:
                 raise
             # The round is over and so is its version; there is a newer one.
             contribution.over = True
-            return await self._streams.pull_now(picture, regions, self.membership.member)  # type: ignore[no-any-return]
+            return await self._streams.pull_now(picture, regions, self.membership.member)
 
     async def _peek(self, contribution: Contribution) -> dict[int, shard_pb2.PullHeader]:
         return {0: await self._streams.peek(0, self._awaiting(contribution))}

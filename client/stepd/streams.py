@@ -12,7 +12,6 @@ from itertools import count
 from typing import Any, Final, Literal
 
 import grpc
-import numpy as np
 
 from stepd import encodings, specs, wire
 from stepd.buffers import Array, Picture
@@ -251,7 +250,7 @@ class RunStreams:
                 if link and isinstance(message, shard_pb2.SharedChunk):
                     message = link.chunk(message)
                 elif isinstance(message, shard_pb2.EncodedChunk):
-                    message = wire.Chunk(message.offset, encodings.decode(message).view(np.uint8).data)
+                    message = encodings.decoded(message)
                 if not isinstance(message, wire.Chunk):
                     raise StepdError(f"shard {shard} sent a second header in one pull")
                 receiver.take(message)
@@ -305,7 +304,7 @@ class RunStreams:
         *,
         after: int | None = None,
         averaged: bool = False,
-    ) -> Any:
+    ) -> dict[int, shard_pb2.PullHeader]:
         """The parameters as they are, of one version on all shards; not before round `after` is decided.
 
         Gives the headers by shard.
@@ -344,7 +343,7 @@ class RunStreams:
         """Pull again if some shard gave an older version than others."""
         if len({header.step for header in headers.values()}) <= 1:
             return headers
-        return await self.pull_now(picture, regions, member)  # type: ignore[no-any-return]
+        return await self.pull_now(picture, regions, member)
 
 
 def _header(raw: Any) -> shard_pb2.PullHeader:

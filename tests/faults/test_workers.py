@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import time
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 import stepd
 from tests.faults.proxy import Way
 from tests.faults.roles import Fleet
-from tests.faults.trainees import Trainee, Trainees, check_order, counted
+from tests.faults.trainees import Trainee, Trainees, check_order, counted, pace
 from tests.integration.servers import eventually
 from tests.patience import PATIENCE_S
 
@@ -38,12 +37,6 @@ def without(worker: Trainee, victim: Trainee, since: float) -> list[dict[str, An
     """Results of a worker, since a moment, in which another was not counted."""
     who = counted(worker.steps)
     return [result for result in worker.steps[1:] if result["at"] > since and victim.rank not in who[result["step"]]]
-
-
-def slowest(worker: Trainee, until: float) -> float:
-    """The longest time between two steps of a worker before then, seconds."""
-    at = [result["at"] for result in worker.steps if result["at"] < until]
-    return max((later - earlier for earlier, later in pairwise(at)), default=0.0)
 
 
 @pytest.mark.parametrize("transport", ["grpc", "shm"])
@@ -78,7 +71,8 @@ def test_the_others_go_on_within_the_lease(
         for worker, victim in gone:
             after = without(worker, victim, struck[victim.rank])[0]["at"] - max(struck.values())
             # A busy machine makes every step slow: what one took at most before comes on top.
-            assert after < LEASE_S + 1.0 + slowest(worker, min(struck.values()))
+            before = [result for result in worker.steps if result["at"] < min(struck.values())]
+            assert after < LEASE_S + 1.0 + pace(before)
         if how == signal.SIGSTOP:
             for victim in victims:
                 victim.signal(signal.SIGCONT)

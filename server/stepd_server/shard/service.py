@@ -299,7 +299,7 @@ async def _contributed(
                     expected="float32",
                     given=str(dtype),
                 )
-            yield wire.Chunk(message.offset, encodings.decode(message).view(np.uint8).data)
+            yield encodings.decoded(message)
         else:
             raise _second_header()
 
