@@ -65,7 +65,7 @@ class Servers:
 def run_workers(program: Callable[..., None], workers: int, *args: Any) -> float:
     """Median over all steps of all workers; a worker gets its rank first, and sends its times."""
     processes = [Process(program, rank, *args) for rank in range(workers)]
-    times = [seconds for process in processes for seconds in process.receive()]
+    times: list[float] = [seconds for process in processes for seconds in process.receive()]
     for process in processes:
         process.end(patience_s=10.0)
     return statistics.median(times)

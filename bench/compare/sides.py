@@ -142,7 +142,8 @@ class Sides:
     def deviation(self) -> float:
         for worker in self._workers:
             worker.pipe.send(Check(self._files.expected(self.workers, self.steps)))
-        return max(worker.receive() for worker in self._workers)
+        found: list[float] = [worker.receive() for worker in self._workers]
+        return max(found)
 
     def end(self) -> None:
         for process in (*self._workers, self._host):

@@ -5,6 +5,7 @@ What a worker gets are arrays that lie there and can only be read.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import secrets
@@ -12,9 +13,9 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
-import ray
 import torch
 
 from bench.compare.system import Start
@@ -55,7 +56,7 @@ def _tensor(array: Array) -> torch.Tensor:
 
 def host(start: Start) -> None:
     token = secrets.token_hex(32)
-    _show(token)
+    ray = _ray(token)
     context = ray.init(
         num_cpus=2,
         object_store_memory=STORE_BYTES,
@@ -71,13 +72,15 @@ def host(start: Start) -> None:
     ray.shutdown()
 
 
-def _show(token: str) -> None:
-    """Have Ray ask for a token, and this process show it: Ray listens beyond loopback."""
+def _ray(token: str) -> Any:
+    """Ray, which asks for a token and shows it, as it listens beyond loopback. It reads these when it is imported."""
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    return importlib.import_module("ray")
 
 
 class Caller:
-    def __init__(self) -> None:
+    def __init__(self, ray: Any) -> None:
+        self._ray = ray
         self._server = ray.get_actor(NAME)
         self._round = 0
         self.parameters: Arrays = {}
@@ -88,14 +91,14 @@ class Caller:
     def step(self, gradient: Arrays) -> None:
         self._round += 1
         arrays = [np.asarray(gradient[name]) for name in SHAPES]
-        answer = ray.get(self._server.exchange.remote(self._round, ray.put(arrays)))
+        answer = self._ray.get(self._server.exchange.remote(self._round, self._ray.put(arrays)))
         self.parameters = dict(zip(SHAPES, answer, strict=True))
 
 
 @contextmanager
 def join(start: Start, address: tuple[str, str]) -> Iterator[Caller]:
     place, token = address
-    _show(token)
+    ray = _ray(token)
     ray.init(address=place, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
-    yield Caller()
+    yield Caller(ray)
     ray.shutdown()
