@@ -210,7 +210,10 @@ class Rounds(RoundsStanding):
             self._give_up(f"shard {event.shard} died in the middle of a step and cannot put its part together")
         elif stands == (self.id.round, self.step):
             self._unfinished.discard(event.shard)
-        elif self.last and event.shard in self._unfinished and stands == (self.last.id.round, self.last.step_before):
+        elif self.last and stands <= (self.last.id.round, self.last.step_before):
+            # What it says may be older than what it has answered since. It knows best whether it has still to carry the
+            # decision out, has done so, or cannot.
+            self._unfinished.add(event.shard)
             self._actions.append(Finish((event.shard,), self.last))
         else:
             self._give_up(

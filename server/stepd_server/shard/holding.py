@@ -1,14 +1,12 @@
-"""Contributions that wait on a shard, and those that are known to be counted. Pure."""
+"""Contributions that wait on a shard, and how often they come again. Pure."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Final, NamedTuple
 
-from stepd.limits import REPEATING_MAX, WORKERS_MAX
+from stepd.limits import REPEATING_MAX
 from stepd.v1 import coordinator_pb2, round_pb2, shard_control_pb2, shard_pb2
 from stepd_server.shard.gathering import Gathering, Key, key_of
 
@@ -95,65 +93,6 @@ class Telling:
                 yield shard_control_pb2.GatherRoundResponse(offered=offered)
         for name in self._offered.keys() - here:
             yield shard_control_pb2.GatherRoundResponse(withdrawn=self._offered.pop(name))
-
-
-class Receipt(NamedTuple):
-    """What became of a contribution, and in which attempt."""
-
-    status: shard_pb2.ReceiptStatus
-    id: round_pb2.RoundId | None = None
-
-
-# Names of workers that are remembered; then those that were counted longest ago are forgotten.
-_KNOWN_MAX: Final = WORKERS_MAX
-
-
-@dataclass
-class Counted:
-    """The latest contribution of each worker that a decision has counted, as far as this process has heard of it.
-
-    What it has not heard of waits and is offered, and then the coordinator knows.
-    """
-
-    _latest: round_pb2.Decision | None = None
-    # By worker: incarnation, sequence, and the receipt for a repeat.
-    _known: dict[str, tuple[int, int, Receipt]] = field(default_factory=dict)
-
-    def learn(self, decision: round_pb2.Decision | None) -> None:
-        """Take in the latest decision."""
-        if decision is None or decision is self._latest:
-            return
-        self._latest = decision
-        sequences = {key_of(name.member): name.sequence for name in decision.counted}
-        for status, members in (
-            (shard_pb2.RECEIPT_STATUS_DUPLICATE, decision.members),
-            (shard_pb2.RECEIPT_STATUS_QUARANTINED, decision.quarantined),
-        ):
-            for member in members:
-                self._known.pop(member.worker, None)
-                sequence = sequences.get(key_of(member), 0)
-                self._known[member.worker] = (member.incarnation, sequence, Receipt(status, decision.id))
-        while len(self._known) > _KNOWN_MAX:
-            del self._known[next(iter(self._known))]
-
-    def receipt(self, header: shard_pb2.PushHeader) -> Receipt | None:
-        """The receipt for a repeat; None if it is none, as far as is known."""
-        incarnation, sequence, receipt = self._known.get(header.member.worker, (0, 0, None))
-        if receipt is None or incarnation != header.member.incarnation:
-            return None
-        assert receipt.id is not None
-        if header.HasField("id") and receipt.id.round == header.id.round:
-            return receipt
-        if sequence and header.sequence == sequence:
-            return receipt
-        if sequence and 0 < header.sequence < sequence:
-            return Receipt(shard_pb2.RECEIPT_STATUS_DUPLICATE)
-        return None
-
-    def sequence(self, member: round_pb2.Member) -> int:
-        """The latest of a member's contributions that is known to be counted; 0: none."""
-        incarnation, sequence, _ = self._known.get(member.worker, (0, 0, None))
-        return sequence if incarnation == member.incarnation else 0
 
 
 class Repeats:

@@ -52,6 +52,7 @@ class ShardRun(Pushing):
         else:
             decision = self.arena.remembering.read()
             self._decision = decision and without_norms(decision)
+            self._counted.learn(self._decision)
 
     # --- Initial parameters -------------------------------------------------------------------------------------
 
@@ -220,6 +221,7 @@ class ShardRun(Pushing):
                 await self._send_readers_away()
             finishing.begin()
         self._decision = without_norms(decision)
+        self._counted.learn(self._decision)
         if gathered is not None:
             self._applied_to = self._applied_to or 0
             self._changed.notify()
