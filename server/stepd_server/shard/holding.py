@@ -58,6 +58,7 @@ class Telling:
         self._gathering = gathering
         self._holding = holding
         self._arrived: set[Key] = set()
+        self._earlier = None if gathering.in_turn else gathering.earlier
         # What the coordinator believes to wait or to be sent here.
         self._offered: dict[Name, round_pb2.ContributionName] = {}
         self._seen = -1
@@ -66,6 +67,9 @@ class Telling:
         """What there is to tell since the last time."""
         self._seen = self._gathering.changes + self._holding.changes
         found = []
+        if self._earlier is not None:
+            found.append(shard_control_pb2.GatherRoundResponse(earlier=self._earlier))
+            self._earlier = None
         for key, contribution in self._gathering.contributions.items():
             if contribution.whole and key not in self._arrived:
                 self._arrived.add(key)
@@ -93,6 +97,30 @@ class Telling:
                 yield shard_control_pb2.GatherRoundResponse(offered=offered)
         for name in self._offered.keys() - here:
             yield shard_control_pb2.GatherRoundResponse(withdrawn=self._offered.pop(name))
+
+
+class Had:
+    """Whose contributions have been whole here in the present round, over its attempts."""
+
+    def __init__(self, unknown_in: int) -> None:
+        """Args:
+        unknown_in: the round of which an earlier process may have had some.
+        """
+        self._unknown_in = unknown_in
+        self._round = -1
+        self._members: dict[Key, round_pb2.Member] = {}
+
+    def add(self, round_number: int, member: round_pb2.Member) -> None:
+        if round_number != self._round:
+            self._round = round_number
+            self._members = {}
+        self._members[key_of(member)] = member
+
+    def to_proto(self, round_number: int) -> shard_control_pb2.EarlierAttempts | None:
+        """None: nobody's, for sure."""
+        whole = list(self._members.values()) if round_number == self._round else []
+        unknown = round_number == self._unknown_in
+        return shard_control_pb2.EarlierAttempts(whole=whole, unknown=unknown) if whole or unknown else None
 
 
 class Repeats:

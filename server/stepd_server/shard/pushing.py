@@ -65,6 +65,7 @@ class Pushing(Pulling):
         self._check_current(gathering)
         if not contribution.whole:
             gathering.finish(contribution)
+            self._had.add(gathering.id[0], contribution.member)
             self.phases.whole()
 
     async def _add(self, gathering: Gathering, contribution: Contribution, data: Array, stop: int) -> None:

@@ -95,7 +95,8 @@ class ShardRun(Pushing):
             arena.gathered.clear()
             compiled = loops(arena.piece.dtype, arena.piece.size)
             self._expect(request.members)
-            self._gathering = Gathering(arena.piece, arena.accumulator, arena.updates, request, compiled)
+            earlier = self._had.to_proto(id[0])
+            self._gathering = Gathering(arena.piece, arena.accumulator, arena.updates, request, compiled, earlier)
             self._changed.notify()
         gathering = self._gathering
         telling = Telling(gathering, self._holding)
