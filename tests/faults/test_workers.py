@@ -50,9 +50,7 @@ def test_the_others_go_on_within_the_lease(
     Where memory is shared few bytes go by, and they are lost at any time.
     """
     create(client, name)
-    with Trainees(
-        tmp_path, fleet.target, name, lease=LEASE_S, gradient="digit", pause=0.01, transport=transport
-    ) as trainees:
+    with Trainees(tmp_path, fleet.target, name, lease=LEASE_S, gradient="digit", transport=transport) as trainees:
         others = trainees.start(0, 1)
         victims = trainees.start(2, 3)
         trainees.wait(lambda: all(w.steps for w in trainees.workers), "all have begun")
@@ -104,7 +102,7 @@ def test_a_run_of_exactly_three_waits_or_says_who_is_missing(
     fleet: Fleet, client: stepd.Client, name: str, tmp_path: Path
 ) -> None:
     run = create(client, name, workers=3)
-    with Trainees(tmp_path, fleet.target, name, lease=LEASE_S, gradient="digit", pause=0.01) as trainees:
+    with Trainees(tmp_path, fleet.target, name, lease=LEASE_S, gradient="digit") as trainees:
         (hasty,) = trainees.start(0, retry_for=1.0)
         patient, victim = trainees.start(2, 1, retry_for=PATIENCE_S)
         trainees.wait(lambda: all(w.steps for w in trainees.workers), "all have begun")
@@ -128,7 +126,7 @@ def test_a_run_of_exactly_three_waits_or_says_who_is_missing(
 def test_a_stopped_coordinator_loses_nobody(fleet: Fleet, client: stepd.Client, name: str, tmp_path: Path) -> None:
     """Its clock has gone on without it, and the workers have renewed all the time."""
     create(client, name, workers=2)
-    with Trainees(tmp_path, fleet.target, name, lease=3.0, gradient="digit", pause=0.01) as trainees:
+    with Trainees(tmp_path, fleet.target, name, lease=3.0, gradient="digit") as trainees:
         trainees.start(0, 1)
         trainees.wait(lambda: all(w.steps for w in trainees.workers), "all have begun")
         fleet.coordinator.signal(signal.SIGSTOP)
