@@ -10,6 +10,8 @@ WORLDS ?= 3000
 # is in one of them as a whole.
 PARALLEL ?= -n $(shell $(PYTHON) -c 'import os; print(min(4, len(os.sched_getaffinity(0)) + 1))') --dist loadfile
 PIP_FLAGS := --quiet --disable-pip-version-check
+# Whatever the shell says: tests start hundreds of servers, and each would compile our modules for itself.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow worlds check lint format types proto proto-check bench bench-setup bench-step bench-many bench-growth bench-wires bench-recovery bench-rules clean
