@@ -11,36 +11,48 @@ import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from functools import partial
 from typing import Final
 
 from stepd.limits import COMPUTE_THREADS_MAX
 from stepd_server.shard.finishing import Finishing, Sweep
 
-# How many threads a shard computes with; without it, as many as there are cores for each of the machine's shards.
-THREADS_VARIABLE: Final = "STEPD_SERVER_THREADS"
 # Fewer elements are done in the event loop: below a millisecond.
 _ELEMENTS_MIN: Final = 1 << 18
 
 
-@cache
-def threads() -> int:
-    """How many threads compute at once."""
-    given = os.environ.get(THREADS_VARIABLE, "")
-    count = int(given) if given.isdecimal() else len(os.sched_getaffinity(0))
-    return max(1, min(count, COMPUTE_THREADS_MAX))
+class Threads:
+    """The threads of this process, shared by all runs."""
+
+    def __init__(self) -> None:
+        self._count: int | None = None
+        self._pool: ThreadPoolExecutor | None = None
+
+    def use(self, count: int | None) -> None:
+        """Compute with so many, once for all; None: with as many as there are cores."""
+        self._count = count
+
+    @property
+    def count(self) -> int:
+        """How many compute at once."""
+        return max(1, min(self._count or len(os.sched_getaffinity(0)), COMPUTE_THREADS_MAX))
+
+    @property
+    def pool(self) -> ThreadPoolExecutor:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self.count, thread_name_prefix="compute")
+        return self._pool
 
 
-@cache
-def pool() -> ThreadPoolExecutor:
-    """The threads, shared by all runs of this process."""
-    return ThreadPoolExecutor(threads(), thread_name_prefix="compute")
+THREADS: Final = Threads()
 
 
 async def at_once(calls: Sequence[Callable[[], object]]) -> None:
     """Make calls in threads, all at once; return when all have ended, and raise what one has raised."""
     loop = asyncio.get_running_loop()
-    results = await asyncio.gather(*(loop.run_in_executor(pool(), call) for call in calls), return_exceptions=True)
+    results = await asyncio.gather(
+        *(loop.run_in_executor(THREADS.pool, call) for call in calls), return_exceptions=True
+    )
     for result in results:
         if isinstance(result, BaseException):
             raise result
@@ -79,7 +91,7 @@ class _Sweeping:
         self._loop = asyncio.get_running_loop()
 
     async def carry_out(self) -> None:
-        count = min(threads(), self._finishing.slots, len(self._sweep.turns))
+        count = min(THREADS.count, self._finishing.slots, len(self._sweep.turns))
         await at_once([partial(self._work, slot) for slot in range(count)])
         for number in sorted(self._plain):
             self._finishing.carry_out_swept(self._sweep.turns[number])
