@@ -3,15 +3,18 @@
 PYTHON ?= python3
 VENV ?= .venv
 PROTO_VENV ?= .venv-proto
+BENCH_VENV ?= .venv-bench
 BIN := $(VENV)/bin
 WORLDS ?= 3000
 # One process more than there are cores, for many tests wait, and four at most. Each has fleets of its own, and each file
 # is in one of them as a whole.
 PARALLEL ?= -n $(shell $(PYTHON) -c 'import os; print(min(4, len(os.sched_getaffinity(0)) + 1))') --dist loadfile
 PIP_FLAGS := --quiet --disable-pip-version-check
+# Whatever the shell says: tests start hundreds of servers, and each would compile our modules for itself.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow worlds check lint format types proto proto-check bench bench-wires bench-recovery bench-rules clean
+.PHONY: help setup demo test test-slow worlds check lint format types proto proto-check bench bench-setup bench-step bench-many bench-growth bench-wires bench-recovery bench-rules clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,8 +53,19 @@ proto: $(PROTO_VENV)/.installed ## generate client/stepd/v1 from proto/
 proto-check: $(PROTO_VENV)/.installed ## fail if client/stepd/v1 is not what proto/ gives
 	$(PROTO_VENV)/bin/python tools/generate_proto.py --check
 
-bench: setup ## time a step beside bare gRPC and a plain server
-	$(BIN)/python bench/step.py $(ARGS)
+bench: bench-setup ## time a step beside other systems, and write docs/benchmarks.md (make bench ARGS=--quick)
+	$(BENCH_VENV)/bin/python -m bench.compare $(ARGS)
+
+bench-setup: $(BENCH_VENV)/.installed ## make .venv-bench with torch and Ray, which stepd is compared with
+
+bench-step: $(VENV)/.runtime ## time a step beside bare gRPC and a plain server
+	$(BIN)/python -m bench.step $(ARGS)
+
+bench-many: $(VENV)/.runtime ## time many tensors, workers and runs, and the smallest step
+	$(BIN)/python -m bench.many $(ARGS)
+
+bench-growth: $(VENV)/.runtime ## time a step over the model's size, workers and shards, and write docs/benchmarks.md
+	$(BIN)/python -m bench.growth $(ARGS)
 
 bench-wires: $(VENV)/.runtime ## time a step with each encoding
 	$(BIN)/python -m bench.wires $(ARGS)
@@ -63,7 +77,7 @@ bench-rules: $(VENV)/.runtime ## time every rule, beside torch if it is installe
 	$(BIN)/python bench/rules.py $(ARGS)
 
 clean: ## remove environments, caches and builds
-	rm -rf $(VENV) $(PROTO_VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PROTO_VENV) $(BENCH_VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamps: a second call does nothing. All versions are those of the lock.
@@ -76,6 +90,15 @@ $(VENV)/.runtime: requirements/dev.txt pyproject.toml tools/make_venv.sh
 
 $(VENV)/.installed: $(VENV)/.runtime
 	$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps -r requirements/dev.txt
+	@touch $@
+
+# Torch is several GB for machines with its kind of GPU, and Ray is not there for every system: what cannot be had is left
+# out of the comparison.
+$(BENCH_VENV)/.installed: requirements/bench.txt requirements/dev.txt pyproject.toml tools/make_venv.sh
+	@tools/make_venv.sh "$(PYTHON)" "$(BENCH_VENV)"
+	$(BENCH_VENV)/bin/python -m pip install $(PIP_FLAGS) -c requirements/dev.txt hatchling editables
+	$(BENCH_VENV)/bin/python -m pip install $(PIP_FLAGS) -c requirements/dev.txt --no-build-isolation --editable '.[fast]'
+	while read -r name; do $(BENCH_VENV)/bin/python -m pip install $(PIP_FLAGS) "$$name" || echo "without $$name"; done <requirements/bench.txt
 	@touch $@
 
 $(PROTO_VENV)/.installed: requirements/proto.txt tools/make_venv.sh

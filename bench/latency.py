@@ -1,6 +1,6 @@
 """How long a step of a small model takes, and where the processor time goes.
 
-    python bench/latency.py [--steps 300] [--json]
+    python -m bench.latency [--steps 300] [--json]
 
 5,000 float32 parameters, AdamW, clip by the global norm, one worker: nothing but calls. Mean over steps.
 """
@@ -11,20 +11,13 @@ import argparse
 import json
 import os
 import time
-from pathlib import Path
 
 import numpy as np
 
 import stepd
+from bench.usage import processor_s
 
 WARM_UP = 20
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-
-
-def processor_s(pid: int) -> float:
-    """Seconds of processor time that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
 
 
 def measure(shards: int, steps: int) -> dict[str, float]:
@@ -37,12 +30,12 @@ def measure(shards: int, steps: int) -> dict[str, float]:
         with run.join() as worker:
             for _ in range(WARM_UP):
                 worker.step(grads)
-            used = {role: processor_s(pid) for role, pid in pids.items()}
+            used = {role: processor_s([pid]) for role, pid in pids.items()}
             begin = time.perf_counter()
             for _ in range(steps):
                 worker.step(grads)
             result = {"step": time.perf_counter() - begin}
-            result |= {role: processor_s(pid) - used[role] for role, pid in pids.items()}
+            result |= {role: processor_s([pid]) - used[role] for role, pid in pids.items()}
     return {name: seconds / steps * 1e3 for name, seconds in result.items()}
 
 

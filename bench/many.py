@@ -1,6 +1,6 @@
 """Many small tensors, many workers, many runs, and the smallest step: each beside the plain case, as a ratio.
 
-    python bench/many.py [--steps 30] [--json]
+    python -m bench.many [--steps 30] [--json]
 
 tensors:  10,000 tensors of 100 elements, beside one of 1,000,000;
 workers:  64 workers of a model of 1 MB, for each contribution, beside one worker;
@@ -15,20 +15,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import multiprocessing
 import statistics
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from multiprocessing.connection import Connection
 from typing import Any
 
-import grpc
 import grpc.aio
 import numpy as np
 
 import stepd
+from bench import bare
+from bench.processes import Servers, time_steps
 from stepd.memory import tune_malloc
 from stepd_server.kernels.compiled import available
 
@@ -59,12 +58,7 @@ def model(elements: int, tensors: int = 1) -> MODEL:
 
 
 def median(steps: int, step: Callable[[], object]) -> float:
-    times = []
-    for _ in range(steps + WARM_UP):
-        begin = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times[WARM_UP:])
+    return statistics.median(time_steps(steps, step, WARM_UP))
 
 
 def create(client: stepd.Client, name: str, params: MODEL, workers: int = 1) -> stepd.Run:
@@ -102,28 +96,8 @@ def time_workers(client: stepd.Client, params: MODEL, steps: int) -> float:
     return statistics.median(taken) / WORKERS
 
 
-def unary_server(out: Connection) -> None:
-    async def serve() -> None:
-        async def answer(request: bytes, _: Any) -> bytes:
-            return request
-
-        server = grpc.aio.server()
-        handlers = {"Echo": grpc.unary_unary_rpc_method_handler(answer)}
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("Bare", handlers),))
-        port = server.add_insecure_port("127.0.0.1:0")
-        await server.start()
-        out.send(f"127.0.0.1:{port}")
-        await server.wait_for_termination()
-
-    asyncio.run(serve())
-
-
 def time_unary(calls: int) -> float:
     """Seconds of a bare unary call of 1 KB, asyncio to asyncio."""
-    spawn = multiprocessing.get_context("spawn")
-    receiver, sender = spawn.Pipe(duplex=False)
-    process = spawn.Process(target=unary_server, args=(sender,), daemon=True)
-    process.start()
 
     async def measured(target: str) -> float:
         async with grpc.aio.insecure_channel(target) as channel:
@@ -134,11 +108,8 @@ def time_unary(calls: int) -> float:
                 times.append(time.perf_counter() - begin)
         return statistics.median(times[WARM_UP:])
 
-    try:
-        return asyncio.run(measured(receiver.recv()))
-    finally:
-        process.terminate()
-        process.join()
+    with Servers(bare.serve, 1, 0) as (target,):
+        return asyncio.run(measured(target))
 
 
 def rows(steps: int) -> list[Row]:

@@ -11,13 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 from typing import Any
 
 import numpy as np
-from bench.step import CLIP, DECAY, RATE, SHAPES, WARM_UP, gradients
 
 import stepd
+from bench.processes import time_steps
+from bench.step import CLIP, DECAY, RATE, gradients, zeros
 from stepd import encodings
 from stepd.transfer import bytes_of
 
@@ -42,8 +42,7 @@ def bytes_sent(worker: stepd.Worker, wire: stepd.Wire, grads: dict[str, np.ndarr
 
 def measure(steps: int) -> list[dict[str, Any]]:
     stepd.tune_malloc()
-    params = {name: np.zeros(shape, np.float32) for name, shape in SHAPES.items()}
-    grads = gradients(0)
+    params, grads = zeros(), gradients(0)
     results = []
     with stepd.local(shards=1) as fleet:
         for name, wire, transport in ROWS:
@@ -51,21 +50,11 @@ def measure(steps: int) -> list[dict[str, Any]]:
                 rule = stepd.AdamW(lr=RATE, weight_decay=DECAY)
                 run = client.create_run("bench", params, optimizer=rule, clip=stepd.ClipNorm(CLIP), wire=wire)
                 with run.join() as worker:
-                    seconds = time_steps(worker, grads, steps)
+                    seconds = statistics.median(time_steps(steps, lambda: worker.step(grads)))
                     sent = bytes_sent(worker, wire, grads) if transport == "grpc" else 0
                 run.delete()
             results.append({"name": name, "seconds": seconds, "bytes": sent})
     return results
-
-
-def time_steps(worker: stepd.Worker, grads: dict[str, np.ndarray], steps: int) -> float:
-    """Of the median step."""
-    taken = []
-    for _ in range(WARM_UP + steps):
-        begin = time.perf_counter()
-        worker.step(grads)
-        taken.append(time.perf_counter() - begin)
-    return statistics.median(taken[WARM_UP:])
 
 
 def main() -> None:

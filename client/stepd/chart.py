@@ -57,23 +57,31 @@ class Panel:
     level: Level | None = None
 
 
-def render(panels: Sequence[Panel], *, title: str, subtitle: str = "", x_label: str = "step") -> str:
+def render(
+    panels: Sequence[Panel], *, title: str, subtitle: str = "", x_label: str = "step", log_x: bool = False
+) -> str:
     """The chart as one SVG document."""
     height = TOP + len(panels) * (PANEL + GAP) - GAP + BOTTOM
-    x_axis = _x_axis(panels)
-    body = [
-        f'<rect class="page" width="{WIDTH}" height="{height}" rx="8"/>',
-        _text(LEFT, 34, title, "title"),
-        _text(LEFT, 55, subtitle, "note"),
-    ]
+    x_axis = _x_axis(panels, log=log_x)
+    body = []
     for index, panel in enumerate(panels):
         top = TOP + index * (PANEL + GAP)
         body += _panel(panel, x_axis, top, COLOURS[index % len(COLOURS)], last=index == len(panels) - 1)
-    body.append(_text((LEFT + RIGHT) / 2, height - 14, x_label, "note", anchor="middle"))
+    body.append(text((LEFT + RIGHT) / 2, height - 14, x_label, "note", anchor="middle"))
+    return page(body, height, title=title, subtitle=subtitle)
+
+
+def page(body: Iterable[str], height: int, *, title: str, subtitle: str = "") -> str:
+    """An SVG document as wide as all are, in their looks."""
+    head = [
+        f'<rect class="page" width="{WIDTH}" height="{height}" rx="8"/>',
+        text(LEFT, 34, title, "title"),
+        text(LEFT, 55, subtitle, "note"),
+    ]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
         f'role="img" font-family="{FONT}">\n<title>{escape(title)}</title>\n<desc>{escape(subtitle)}</desc>\n'
-        f"<style>{STYLE}</style>\n" + "\n".join(body) + "\n</svg>\n"
+        f"<style>{STYLE}</style>\n" + "\n".join([*head, *body]) + "\n</svg>\n"
     )
 
 
@@ -177,8 +185,10 @@ def label(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _x_axis(panels: Sequence[Panel]) -> Axis:
+def _x_axis(panels: Sequence[Panel], *, log: bool) -> Axis:
     values = [x for panel in panels for line in panel.lines for x in line.x]
+    if log:
+        return log_axis(values)
     axis = linear_axis(values, target=8)
     drawn = [value for value in values if math.isfinite(value)]
     if not drawn or min(drawn) == max(drawn):
@@ -214,20 +224,20 @@ def _panel(panel: Panel, x_axis: Axis, top: float, colour: str, *, last: bool) -
     def up(y: float) -> float:
         return bottom - PANEL * y_axis.place(y)
 
-    parts = [_text(LEFT, top - 10, panel.title, "head", extra=panel.unit)]
+    parts = [text(LEFT, top - 10, panel.title, "head", extra=panel.unit)]
     for tick in y_axis.ticks:
-        parts.append(_segment(LEFT, up(tick), RIGHT, up(tick), "grid"))
-        parts.append(_text(LEFT - 8, up(tick) + 4, label(tick), "tick", anchor="end"))
+        parts.append(segment(LEFT, up(tick), RIGHT, up(tick), "grid"))
+        parts.append(text(LEFT - 8, up(tick) + 4, label(tick), "tick", anchor="end"))
     for tick in x_axis.ticks:
-        parts.append(_segment(across(tick), top, across(tick), bottom, "grid"))
+        parts.append(segment(across(tick), top, across(tick), bottom, "grid"))
         if last:
-            parts.append(_text(across(tick), bottom + 17, label(tick), "tick", anchor="middle"))
+            parts.append(text(across(tick), bottom + 17, label(tick), "tick", anchor="middle"))
     parts.append(f'<rect class="frame" x="{LEFT}" y="{top}" width="{RIGHT - LEFT}" height="{PANEL}"/>')
     if panel.level:
         height = up(panel.level.value)
-        parts.append(_segment(LEFT, height, RIGHT, height, "level"))
+        parts.append(segment(LEFT, height, RIGHT, height, "level"))
         above = height - 5 if height - top > 16 else height + 14
-        parts.append(_text(RIGHT - 6, above, panel.level.label, "tick", anchor="end"))
+        parts.append(text(RIGHT - 6, above, panel.level.label, "tick", anchor="end"))
     for line in sorted(panel.lines, key=lambda line: not line.faint):
         parts += _line(line, panel, across, up, colour)
     return parts
@@ -245,7 +255,7 @@ def _line(
     if runs and not line.faint:
         x, y = runs[-1][-1]
         parts.append(f'<circle class="fill-{colour}" cx="{across(x):.1f}" cy="{up(y):.1f}" r="3.5"/>')
-        parts.append(_text(across(x) + 10, up(y) + 4, label(y), f"value fill-{colour}"))
+        parts.append(text(across(x) + 10, up(y) + 4, label(y), f"value fill-{colour}"))
     return parts
 
 
@@ -277,10 +287,12 @@ def downsample(points: Sequence[tuple[float, float]], most: int = POINTS_MAX) ->
     return kept
 
 
-def _segment(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
+def segment(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
+    """A straight line of a class of the style."""
     return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
-def _text(x: float, y: float, text: str, kind: str, *, anchor: str = "start", extra: str = "") -> str:
+def text(x: float, y: float, text: str, kind: str, *, anchor: str = "start", extra: str = "") -> str:
+    """A line of text of a class of the style, with a note behind it."""
     note = f'<tspan class="note" font-weight="400" dx="8">{escape(extra)}</tspan>' if extra else ""
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}{note}</text>'

@@ -245,7 +245,8 @@ class _Link:
         self._proxy = proxy
         self._ends: list[asyncio.StreamWriter] = []
         self._cut = False
-        self._socket = _socket_of(client.get_extra_info("peername")[1])
+        self._ports = (client.get_extra_info("peername")[1], client.get_extra_info("sockname")[1])
+        self._socket: str | None = None
         self._owners: dict[int, bool] = {}
         self.goes_on(client)
 
@@ -255,9 +256,13 @@ class _Link:
 
     def is_of(self, client: int | None) -> bool:
         """Whether a process made it; None: any."""
-        if client is not None and client not in self._owners:
+        if client is None:
+            return True
+        # The system's table is read in pieces, and a line may be missed while others come and go: look again.
+        self._socket = self._socket or _socket_of(*self._ports)
+        if self._socket and client not in self._owners:
             self._owners[client] = _has_open(client, self._socket)
-        return client is None or self._owners[client]
+        return self._owners.get(client, False)
 
     def reset(self) -> None:
         self._cut = True
@@ -311,15 +316,18 @@ class _Link:
             await writer.drain()
 
 
-def _socket_of(port: int) -> str | None:
-    """The name of the socket that has a connection from this port of the loopback."""
-    # gRPC's sockets are of the sixth version, with addresses of the fourth mapped into it.
-    local = {f"0100007F:{port:04X}", f"0000000000000000FFFF00000100007F:{port:04X}"}
+def _socket_of(port: int, server: int) -> str | None:
+    """The name of the socket that is connected from one port of the loopback to another."""
     lines = [line for table in ("tcp", "tcp6") for line in Path(f"/proc/net/{table}").read_text().splitlines()]
-    return next((f"socket:[{fields[9]}]" for fields in map(str.split, lines) if fields[1] in local), None)
+    for _, local, remote, *fields in map(str.split, lines):
+        # gRPC's sockets are of the sixth version, with addresses of the fourth mapped into it: look at ports only.
+        # One that is closed and lingers has the inode 0.
+        if (local[-4:], remote[-4:]) == (f"{port:04X}", f"{server:04X}") and fields[6] != "0":
+            return f"socket:[{fields[6]}]"
+    return None
 
 
-def _has_open(pid: int, name: str | None) -> bool:
+def _has_open(pid: int, name: str) -> bool:
     for path in Path(f"/proc/{pid}/fd").glob("*"):
         with contextlib.suppress(OSError):
             if str(path.readlink()) == name:

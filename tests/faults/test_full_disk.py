@@ -124,7 +124,7 @@ def test_a_coordinator_without_room_says_so_and_goes_on(
     fleet = start(1, data_dirs={"coordinator": disk.path})
     with stepd.connect(fleet.target, retry_for=60.0) as client:
         run = create(client, "run", workers=2)
-        with Trainees(tmp_path, fleet.target, "run", retry_for=60.0, pause=0.01) as trainees:
+        with Trainees(tmp_path, fleet.target, "run", retry_for=60.0) as trainees:
             trainees.start(0)
             trainees.wait(lambda: len(run.info().workers) == 1, "one has joined")
             disk.fill()

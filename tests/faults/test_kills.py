@@ -49,7 +49,7 @@ def undisturbed(fleet: Fleet, folder: Path, steps: int) -> tuple[dict[str, bytes
     """What so many steps come to, and what worker 0 is told of each."""
     name = "calm"
     create(fleet.target, name)
-    with Trainees(folder, fleet.target, name) as trainees:
+    with Trainees(folder, fleet.target, name, pause=0.0) as trainees:
         first, *_ = trainees.start(*range(WORKERS))
         trainees.finish(steps)
         return state(fleet.target, name), {told["step"]: told for told in first.steps}
@@ -70,7 +70,7 @@ def endure(
     """Train while `disturb` is called until it says that it was enough; then as much where nothing is disturbed."""
     fleet, name = start(3, "disturbed"), "endures"
     create(fleet.target, name)
-    with Trainees(folder, fleet.target, name, retry_for=90.0, timeout=10.0, lease=LEASE_S, pause=0.02) as trainees:
+    with Trainees(folder, fleet.target, name, retry_for=90.0, timeout=10.0, lease=LEASE_S) as trainees:
         for rank, transport in enumerate(transports):
             trainees.start(rank, transport=transport)
         trainees.wait(lambda: all(w.steps for w in trainees.workers), "every worker has begun")

@@ -72,7 +72,7 @@ def test_cuts_anywhere_in_a_step_are_not_seen(fleet: Fleet, client: stepd.Client
 
 def test_a_lost_answer_to_a_push_counts_once(fleet: Fleet, client: stepd.Client, name: str, tmp_path: Path) -> None:
     create(client, name, elements=1000)
-    with Trainees(tmp_path, fleet.target, name, gradient="digit", retry_for=PATIENCE_S, pause=0.02) as trainees:
+    with Trainees(tmp_path, fleet.target, name, gradient="digit", retry_for=PATIENCE_S) as trainees:
         other, deaf = trainees.start(0, 1)
         trainees.wait(lambda: all(w.steps for w in trainees.workers), "all have begun")
         for _ in range(3):

