@@ -60,7 +60,13 @@ def test_cores_are_those_that_may_be_used() -> None:
 def test_threads() -> None:
     for settings_of in (
         settings("serve", "--threads=3"),
-        settings("shard", "--listen=h:1", "--index=0", "--coordinator=h:2", environ={"STEPD_SERVER_THREADS": "3"}),
+        settings(
+            "shard",
+            "--listen=127.0.0.1:0",
+            "--index=0",
+            "--coordinator=127.0.0.1:1",
+            environ={"STEPD_SERVER_THREADS": "3"},
+        ),
     ):
         assert not isinstance(settings_of, CoordinatorSettings)
         assert settings_of.threads == 3
