@@ -76,6 +76,35 @@ class Contribution:
         self.begun.clear()
         self.start_over(first.attempt)
 
+    def was_passed_over(self, decision: round_pb2.Decision) -> bool:
+        """Whether its round ended without anybody's contribution, and not for anything that is wrong with this one.
+
+        Such a round was over for want of workers and has changed nothing: what was sent for it is for the next one.
+        """
+        skipped = decision.outcome == round_pb2.OUTCOME_SKIPPED and not decision.members
+        return (
+            skipped
+            and not self._is_stale
+            and not self.in_turn
+            and decision.id.round == self.round
+            and self.sender not in decision.quarantined
+        )
+
+    def go_on_to(self, round: int) -> None:
+        """It is for this round instead."""
+        self.round, self.over = round, False
+        self.begun.clear()
+        self.start_over(0)
+
+    def is_in_doubt(self, decision: round_pb2.Decision) -> bool:
+        """Whether neither this decision nor a receipt says what has become of it: its round was decided before."""
+        refused = any(receipt.status in _REFUSED for receipt in self.receipts.values())
+        return not self.in_turn and not refused and 0 <= self.round < decision.id.round
+
+    @property
+    def _is_stale(self) -> bool:
+        return any(receipt.status == shard_pb2.RECEIPT_STATUS_STALE for receipt in self.receipts.values())
+
     def refuse_as_stale(self, after: int) -> None:
         """It is not sent: parameters have changed since those that it was computed from.
 

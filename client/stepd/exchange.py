@@ -22,7 +22,7 @@ from stepd.retry import PAUSE_S_MIN, passes
 from stepd.session import together
 from stepd.streams import RunStreams
 from stepd.v1 import coordinator_pb2, round_pb2, shard_pb2
-from stepd.waiting import look_after
+from stepd.waiting import look_after, nothing
 
 T = TypeVar("T")
 
@@ -83,9 +83,8 @@ class Exchange:
         if held is None or held.over or self._busy or held.round < 0:
             return
         if counted >= held.sequence or (now.round > held.round and not held.in_turn):
-            # Decided. How, is asked with the next call; the gradient is not needed any more.
+            # Decided. How, is asked with the next call.
             held.over = True
-            held.views = {}
             return
         again = (now.round, now.attempt) > (held.round, held.attempt)
         if again and (held.in_turn or now.round == held.round) and self._resending is None:
@@ -120,8 +119,7 @@ class Exchange:
         if self._held is not contribution:  # or else the layout changed under it, and it comes with a new picture
             await self._decide_held()
             self._begin(contribution)
-        headers = await self._carry(contribution, picture, regions)
-        return await self._settle(contribution, headers, picture, regions)
+        return await self._settle(contribution, picture, regions)
 
     async def _push(self, contribution: Contribution) -> Receipt:
         await self._decide_held()
@@ -133,9 +131,7 @@ class Exchange:
         if self._held is None:
             self._went_on(await self._read(picture, regions), read=True)
         else:
-            contribution = self._held
-            headers = await self._carry(contribution, picture, regions)
-            await self._settle(contribution, headers, picture, regions)
+            await self._settle(self._held, picture, regions)
 
     async def _read(self, picture: Picture, regions: Sequence[Array]) -> Mapping[int, shard_pb2.PullHeader]:
         while True:
@@ -151,11 +147,9 @@ class Exchange:
         if self._held is not None and self._held.over and self._held.round < 0:
             self._held = None  # no round took it
         elif self._held is not None:
-            contribution = self._held
-            headers = await self._carry(contribution, peek=True)
-            decision = await decision_of(contribution, headers, self._streams)
+            headers, decision = await self._outcome(self._held)
             self._went_on(headers)
-            self._check_outcome(contribution, decision)
+            self._check_outcome(self._held, decision)
             self._held = None
 
     def _begin(self, contribution: Contribution) -> None:
@@ -198,6 +192,25 @@ class Exchange:
             self._busy = False
 
     # --- Rounds -------------------------------------------------------------------------------------------------
+
+    async def _outcome(
+        self, contribution: Contribution, picture: Picture | None = None, regions: Sequence[Array] = ()
+    ) -> tuple[dict[int, shard_pb2.PullHeader], round_pb2.Decision]:
+        """Carry a contribution until it is known what has become of it: headers of what was read, and how it ended."""
+        while True:
+            headers = await self._carry(contribution, picture, regions, peek=picture is None)
+            decision = await decision_of(contribution, headers, self._streams)
+            if not contribution.was_passed_over(decision):
+                break
+            self._went_on(headers)
+            contribution.go_on_to(decision.id.round + 1)
+            self._next = max(self._next, contribution.round + 1)
+        if contribution.is_in_doubt(decision):
+            # Others have had rounds since: whether it counts, the shards say when it comes again.
+            contribution.start_over(contribution.attempt)
+            contribution.over = False
+            await self._carry(contribution)
+        return headers, decision
 
     async def _carry(
         self,
@@ -264,12 +277,10 @@ class Exchange:
     ) -> dict[int, shard_pb2.PullHeader]:
         pushes = [self._deliver(contribution, shard) for shard in self._streams.shards]
         if picture is not None:
-            work = together((self._receive(contribution, picture, regions), *pushes), self._guards())
-        elif peek:
-            work = together((self._peek(contribution), *pushes), self._guards())
+            read = self._receive(contribution, picture, regions)
         else:
-            work = together((_nothing(), *pushes), self._guards())
-        headers, *_ = await work
+            read = self._peek(contribution) if peek else nothing()
+        headers, *_ = await together((read, *pushes), self._guards())
         return headers
 
     async def _deliver(self, contribution: Contribution, shard: int) -> dict[int, shard_pb2.PullHeader]:
@@ -333,13 +344,11 @@ class Exchange:
 
     async def _restarted(self, contribution: Contribution, error: Aborted) -> None:
         """The round is gathered again: everything anew under the attempt that the shard named."""
-        named = round_pb2.RoundId(
-            round=int(str(error.details.get("round", 0))), attempt=int(str(error.details.get("attempt", 0)))
-        )
+        round_number, attempt = (int(str(error.details.get(name, 0))) for name in ("round", "attempt"))
         if "in_turn" in error.details:
             self._streams.in_turn = error.details["in_turn"] == "1"
-        if contribution.in_turn or (named.round == contribution.round and named.attempt > contribution.attempt):
-            contribution.start_over(named.attempt, in_turn=self._streams.in_turn)
+        if contribution.in_turn or (round_number == contribution.round and attempt > contribution.attempt):
+            contribution.start_over(attempt, in_turn=self._streams.in_turn)
         else:
             await asyncio.sleep(PAUSE_S_MIN)  # another round, or what we know: its own answer follows
 
@@ -364,14 +373,8 @@ class Exchange:
         finally:
             self._resending = None
 
-    async def _settle(
-        self,
-        contribution: Contribution,
-        headers: dict[int, shard_pb2.PullHeader],
-        picture: Picture,
-        regions: Sequence[Array],
-    ) -> Settled:
-        decision = await decision_of(contribution, headers, self._streams)
+    async def _settle(self, contribution: Contribution, picture: Picture, regions: Sequence[Array]) -> Settled:
+        headers, decision = await self._outcome(contribution, picture, regions)
         headers = await self._streams.agree(headers, picture, regions, self.membership.member)
         self._went_on(headers, read=True)
         self._check_outcome(contribution, decision)
@@ -394,7 +397,3 @@ class Exchange:
             return
         self._held = None
         raise failure(self._streams.run, self._streams.table.specs, decision)
-
-
-async def _nothing() -> dict[int, shard_pb2.PullHeader]:
-    return {}

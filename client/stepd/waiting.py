@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Final
+from typing import Any, Final
 
 from stepd.errors import DeadlineExceeded, FailedPrecondition, StepdError, Unavailable
 from stepd.membership import Membership
@@ -54,3 +54,8 @@ def _stuck(state: coordinator_pb2.RunState, waited: float, retry_for: float) -> 
         workers=len(state.workers),
         waited_s=round(waited, 1),
     )
+
+
+async def nothing() -> dict[Any, Any]:
+    """Where there is nothing to wait for, nor to be read."""
+    return {}

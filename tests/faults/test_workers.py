@@ -81,11 +81,11 @@ def test_the_others_go_on_within_the_lease(
             for victim in victims:
                 seen = [result["step"] for result in victim.steps]
                 assert seen == sorted(seen)
-                for before, result in pairwise(victim.steps):
-                    if before["step"] + 1 in who:
+                for previous, result in pairwise(victim.steps):
+                    if previous["step"] + 1 in who:
                         # One that was stopped while it read has a later version than the one it was counted in.
                         times = sum(
-                            who[step].count(victim.rank) for step in range(before["step"] + 1, result["step"] + 1)
+                            who[step].count(victim.rank) for step in range(previous["step"] + 1, result["step"] + 1)
                         )
                         assert times == (result["receipt"] == "accepted"), f"{victim.rank} at step {result['step']}"
         else:

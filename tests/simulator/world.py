@@ -197,7 +197,9 @@ class World:
         """Whether nobody can go on, for a reason that there is."""
         if error.reason == "RUN_LOST":
             self.lost = self.lost or str(error)
-        return error.reason == "RUN_LOST" or (self.deleted and error.reason == "RUN_NOT_FOUND")
+        # Another run of that name may be on its way.
+        gone = self.deleted and error.reason in ("RUN_NOT_FOUND", "RUN_NOT_STARTED")
+        return error.reason == "RUN_LOST" or gone
 
     # --- What is trained ------------------------------------------------------------------------------------------
 

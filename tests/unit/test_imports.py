@@ -47,6 +47,7 @@ PURE = (
     "stepd.wire",
     "stepd_server.coordinator.attempt",
     "stepd_server.coordinator.closing",
+    "stepd_server.coordinator.quorum",
     "stepd_server.coordinator.cycling",
     "stepd_server.coordinator.decision",
     "stepd_server.coordinator.events",

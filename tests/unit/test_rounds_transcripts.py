@@ -168,6 +168,10 @@ class Run:
         at, shards = self._id(options.get("id")), self._shards(options)
         return self.apply(*(events.Arrived(s, at, self.members[name]) for name in names for s in shards))
 
+    def do_earlier(self, names: list[str], options: dict[str, str]) -> list[str]:
+        whole = None if "unknown" in names else tuple(self.members[name] for name in names)
+        return self.apply(*(events.Earlier(s, self._id(options.get("id")), whole) for s in self._shards(options)))
+
     def do_closed(self, _: list[str], options: dict[str, str]) -> list[str]:
         begun = tuple(self.members[name] for name in options.get("begun", "").split(",") if name)
         return self.apply(*(events.Closed(s, self._id(options.get("id")), begun) for s in self._shards(options)))

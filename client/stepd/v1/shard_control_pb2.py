@@ -27,7 +27,7 @@ from stepd.v1 import run_pb2 as stepd_dot_v1_dot_run__pb2
 from stepd.v1 import shard_pb2 as stepd_dot_v1_dot_shard__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cstepd/v1/shard_control.proto\x12\x08stepd.v1\x1a\x14stepd/v1/round.proto\x1a\x12stepd/v1/run.proto\x1a\x14stepd/v1/shard.proto\"f\n\x11PrepareRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x1f\n\x04spec\x18\x02 \x01(\x0b\x32\x11.stepd.v1.RunSpec\x12 \n\x06layout\x18\x03 \x01(\x0b\x32\x10.stepd.v1.Layout\"#\n\x12PrepareRunResponse\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\"0\n\x0eSealRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x11\n\textension\x18\x32 \x01(\t\"\x11\n\x0fSealRunResponse\"T\n\x10\x45xtendRunRequest\x12\x11\n\textension\x18\x01 \x01(\t\x12-\n\x08prepared\x18\x02 \x01(\x0b\x32\x1b.stepd.v1.PrepareRunRequest\"\"\n\x11\x45xtendRunResponse\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\"m\n\x16SettleExtensionRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x11\n\textension\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\x04\x12\x0c\n\x04\x64rop\x18\x04 \x01(\x08\x12\x16\n\x0elayout_version\x18\x05 \x01(\r\"\x19\n\x17SettleExtensionResponse\"\x1d\n\x0e\x44ropRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"\x11\n\x0f\x44ropRunResponse\"\xc6\x02\n\x12GatherRoundRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x1d\n\x02id\x18\x02 \x01(\x0b\x32\x11.stepd.v1.RoundId\x12!\n\x07members\x18\x03 \x03(\x0b\x32\x10.stepd.v1.Member\x12 \n\x04\x63lip\x18\x04 \x01(\x0b\x32\x12.stepd.v1.ClipSpec\x12&\n\treduction\x18\x05 \x01(\x0e\x32\x13.stepd.v1.Reduction\x12\x15\n\rdeterministic\x18\x06 \x01(\x08\x12%\n\x0bquarantined\x18\x07 \x03(\x0b\x32\x10.stepd.v1.Member\x12\x16\n\x0elayout_version\x18\x32 \x01(\r\x12\x0f\n\x07in_turn\x18Z \x01(\x08\x12\x30\n\x08selected\x18[ \x01(\x0b\x32\x1e.stepd.v1.SelectedContribution\"O\n\x14SelectedContribution\x12(\n\x04name\x18\x01 \x01(\x0b\x32\x1a.stepd.v1.ContributionName\x12\r\n\x05scale\x18\x02 \x01(\x01\"Q\n\x13OfferedContribution\x12(\n\x04name\x18\x01 \x01(\x0b\x32\x1a.stepd.v1.ContributionName\x12\x10\n\x08\x62\x61sed_on\x18\x02 \x01(\x04\"\xd0\x01\n\x13GatherRoundResponse\x12#\n\x07\x61rrived\x18\x01 \x01(\x0b\x32\x10.stepd.v1.MemberH\x00\x12&\n\x04sums\x18\x02 \x01(\x0b\x32\x16.stepd.v1.GatheredSumsH\x00\x12\x30\n\x07offered\x18Z \x01(\x0b\x32\x1d.stepd.v1.OfferedContributionH\x00\x12/\n\twithdrawn\x18[ \x01(\x0b\x32\x1a.stepd.v1.ContributionNameH\x00\x42\t\n\x07message\"?\n\x11\x43loseRoundRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x1d\n\x02id\x18\x02 \x01(\x0b\x32\x11.stepd.v1.RoundId\"5\n\x12\x43loseRoundResponse\x12\x1f\n\x05\x62\x65gun\x18\x01 \x03(\x0b\x32\x10.stepd.v1.Member\"h\n\x13RefusedContribution\x12(\n\x04name\x18\x01 \x01(\x0b\x32\x1a.stepd.v1.ContributionName\x12\'\n\x06status\x18\x02 \x01(\x0e\x32\x17.stepd.v1.ReceiptStatus\"\xa9\x01\n\x19SelectContributorsRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x1d\n\x02id\x18\x02 \x01(\x0b\x32\x11.stepd.v1.RoundId\x12\x30\n\x08selected\x18\x03 \x03(\x0b\x32\x1e.stepd.v1.SelectedContribution\x12.\n\x07refused\x18\x04 \x03(\x0b\x32\x1d.stepd.v1.RefusedContribution\"\x1c\n\x1aSelectContributorsResponse\"H\n\x13MeasureRoundRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12$\n\x08\x64\x65\x63ision\x18\x02 \x01(\x0b\x32\x12.stepd.v1.Decision\"f\n\nTensorSums\x12\x11\n\tparameter\x18\x01 \x01(\r\x12!\n\x05\x66irst\x18\x02 \x01(\x0b\x32\x12.stepd.v1.ExactSum\x12\"\n\x06second\x18\x03 \x01(\x0b\x32\x12.stepd.v1.ExactSum\":\n\x14MeasureRoundResponse\x12\"\n\x04sums\x18\x01 \x03(\x0b\x32\x14.stepd.v1.TensorSums\"G\n\x12\x46inishRoundRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12$\n\x08\x64\x65\x63ision\x18\x02 \x01(\x0b\x32\x12.stepd.v1.Decision\"#\n\x13\x46inishRoundResponse\x12\x0c\n\x04step\x18\x01 \x01(\x04\"1\n\x10HoldStateRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x10\n\x08state_id\x18\x02 \x01(\t\"\x13\n\x11HoldStateResponse\"g\n\x12\x43ommitStateRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x10\n\x08state_id\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\x04\x12#\n\x06groups\x18\x04 \x03(\x0b\x32\x13.stepd.v1.GroupSpec\"\x15\n\x13\x43ommitStateResponse2\x9c\x07\n\x0cShardControl\x12G\n\nPrepareRun\x12\x1b.stepd.v1.PrepareRunRequest\x1a\x1c.stepd.v1.PrepareRunResponse\x12>\n\x07SealRun\x12\x18.stepd.v1.SealRunRequest\x1a\x19.stepd.v1.SealRunResponse\x12\x44\n\tExtendRun\x12\x1a.stepd.v1.ExtendRunRequest\x1a\x1b.stepd.v1.ExtendRunResponse\x12V\n\x0fSettleExtension\x12 .stepd.v1.SettleExtensionRequest\x1a!.stepd.v1.SettleExtensionResponse\x12>\n\x07\x44ropRun\x12\x18.stepd.v1.DropRunRequest\x1a\x19.stepd.v1.DropRunResponse\x12L\n\x0bGatherRound\x12\x1c.stepd.v1.GatherRoundRequest\x1a\x1d.stepd.v1.GatherRoundResponse0\x01\x12G\n\nCloseRound\x12\x1b.stepd.v1.CloseRoundRequest\x1a\x1c.stepd.v1.CloseRoundResponse\x12_\n\x12SelectContributors\x12#.stepd.v1.SelectContributorsRequest\x1a$.stepd.v1.SelectContributorsResponse\x12O\n\x0cMeasureRound\x12\x1d.stepd.v1.MeasureRoundRequest\x1a\x1e.stepd.v1.MeasureRoundResponse0\x01\x12J\n\x0b\x46inishRound\x12\x1c.stepd.v1.FinishRoundRequest\x1a\x1d.stepd.v1.FinishRoundResponse\x12\x44\n\tHoldState\x12\x1a.stepd.v1.HoldStateRequest\x1a\x1b.stepd.v1.HoldStateResponse\x12J\n\x0b\x43ommitState\x12\x1c.stepd.v1.CommitStateRequest\x1a\x1d.stepd.v1.CommitStateResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cstepd/v1/shard_control.proto\x12\x08stepd.v1\x1a\x14stepd/v1/round.proto\x1a\x12stepd/v1/run.proto\x1a\x14stepd/v1/shard.proto\"f\n\x11PrepareRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x1f\n\x04spec\x18\x02 \x01(\x0b\x32\x11.stepd.v1.RunSpec\x12 \n\x06layout\x18\x03 \x01(\x0b\x32\x10.stepd.v1.Layout\"#\n\x12PrepareRunResponse\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\"0\n\x0eSealRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x11\n\textension\x18\x32 \x01(\t\"\x11\n\x0fSealRunResponse\"T\n\x10\x45xtendRunRequest\x12\x11\n\textension\x18\x01 \x01(\t\x12-\n\x08prepared\x18\x02 \x01(\x0b\x32\x1b.stepd.v1.PrepareRunRequest\"\"\n\x11\x45xtendRunResponse\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\"m\n\x16SettleExtensionRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x11\n\textension\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\x04\x12\x0c\n\x04\x64rop\x18\x04 \x01(\x08\x12\x16\n\x0elayout_version\x18\x05 \x01(\r\"\x19\n\x17SettleExtensionResponse\"\x1d\n\x0e\x44ropRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"\x11\n\x0f\x44ropRunResponse\"\xc6\x02\n\x12GatherRoundRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x1d\n\x02id\x18\x02 \x01(\x0b\x32\x11.stepd.v1.RoundId\x12!\n\x07members\x18\x03 \x03(\x0b\x32\x10.stepd.v1.Member\x12 \n\x04\x63lip\x18\x04 \x01(\x0b\x32\x12.stepd.v1.ClipSpec\x12&\n\treduction\x18\x05 \x01(\x0e\x32\x13.stepd.v1.Reduction\x12\x15\n\rdeterministic\x18\x06 \x01(\x08\x12%\n\x0bquarantined\x18\x07 \x03(\x0b\x32\x10.stepd.v1.Member\x12\x16\n\x0elayout_version\x18\x32 \x01(\r\x12\x0f\n\x07in_turn\x18Z \x01(\x08\x12\x30\n\x08selected\x18[ \x01(\x0b\x32\x1e.stepd.v1.SelectedContribution\"O\n\x14SelectedContribution\x12(\n\x04name\x18\x01 \x01(\x0b\x32\x1a.stepd.v1.ContributionName\x12\r\n\x05scale\x18\x02 \x01(\x01\"Q\n\x13OfferedContribution\x12(\n\x04name\x18\x01 \x01(\x0b\x32\x1a.stepd.v1.ContributionName\x12\x10\n\x08\x62\x61sed_on\x18\x02 \x01(\x04\"C\n\x0f\x45\x61rlierAttempts\x12\x1f\n\x05whole\x18\x01 \x03(\x0b\x32\x10.stepd.v1.Member\x12\x0f\n\x07unknown\x18\x02 \x01(\x08\"\xfe\x01\n\x13GatherRoundResponse\x12#\n\x07\x61rrived\x18\x01 \x01(\x0b\x32\x10.stepd.v1.MemberH\x00\x12&\n\x04sums\x18\x02 \x01(\x0b\x32\x16.stepd.v1.GatheredSumsH\x00\x12\x30\n\x07offered\x18Z \x01(\x0b\x32\x1d.stepd.v1.OfferedContributionH\x00\x12/\n\twithdrawn\x18[ \x01(\x0b\x32\x1a.stepd.v1.ContributionNameH\x00\x12,\n\x07\x65\x61rlier\x18P \x01(\x0b\x32\x19.stepd.v1.EarlierAttemptsH\x00\x42\t\n\x07message\"?\n\x11\x43loseRoundRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x1d\n\x02id\x18\x02 \x01(\x0b\x32\x11.stepd.v1.RoundId\"5\n\x12\x43loseRoundResponse\x12\x1f\n\x05\x62\x65gun\x18\x01 \x03(\x0b\x32\x10.stepd.v1.Member\"h\n\x13RefusedContribution\x12(\n\x04name\x18\x01 \x01(\x0b\x32\x1a.stepd.v1.ContributionName\x12\'\n\x06status\x18\x02 \x01(\x0e\x32\x17.stepd.v1.ReceiptStatus\"\xa9\x01\n\x19SelectContributorsRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x1d\n\x02id\x18\x02 \x01(\x0b\x32\x11.stepd.v1.RoundId\x12\x30\n\x08selected\x18\x03 \x03(\x0b\x32\x1e.stepd.v1.SelectedContribution\x12.\n\x07refused\x18\x04 \x03(\x0b\x32\x1d.stepd.v1.RefusedContribution\"\x1c\n\x1aSelectContributorsResponse\"H\n\x13MeasureRoundRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12$\n\x08\x64\x65\x63ision\x18\x02 \x01(\x0b\x32\x12.stepd.v1.Decision\"f\n\nTensorSums\x12\x11\n\tparameter\x18\x01 \x01(\r\x12!\n\x05\x66irst\x18\x02 \x01(\x0b\x32\x12.stepd.v1.ExactSum\x12\"\n\x06second\x18\x03 \x01(\x0b\x32\x12.stepd.v1.ExactSum\":\n\x14MeasureRoundResponse\x12\"\n\x04sums\x18\x01 \x03(\x0b\x32\x14.stepd.v1.TensorSums\"G\n\x12\x46inishRoundRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12$\n\x08\x64\x65\x63ision\x18\x02 \x01(\x0b\x32\x12.stepd.v1.Decision\"#\n\x13\x46inishRoundResponse\x12\x0c\n\x04step\x18\x01 \x01(\x04\"1\n\x10HoldStateRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x10\n\x08state_id\x18\x02 \x01(\t\"\x13\n\x11HoldStateResponse\"g\n\x12\x43ommitStateRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x10\n\x08state_id\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\x04\x12#\n\x06groups\x18\x04 \x03(\x0b\x32\x13.stepd.v1.GroupSpec\"\x15\n\x13\x43ommitStateResponse2\x9c\x07\n\x0cShardControl\x12G\n\nPrepareRun\x12\x1b.stepd.v1.PrepareRunRequest\x1a\x1c.stepd.v1.PrepareRunResponse\x12>\n\x07SealRun\x12\x18.stepd.v1.SealRunRequest\x1a\x19.stepd.v1.SealRunResponse\x12\x44\n\tExtendRun\x12\x1a.stepd.v1.ExtendRunRequest\x1a\x1b.stepd.v1.ExtendRunResponse\x12V\n\x0fSettleExtension\x12 .stepd.v1.SettleExtensionRequest\x1a!.stepd.v1.SettleExtensionResponse\x12>\n\x07\x44ropRun\x12\x18.stepd.v1.DropRunRequest\x1a\x19.stepd.v1.DropRunResponse\x12L\n\x0bGatherRound\x12\x1c.stepd.v1.GatherRoundRequest\x1a\x1d.stepd.v1.GatherRoundResponse0\x01\x12G\n\nCloseRound\x12\x1b.stepd.v1.CloseRoundRequest\x1a\x1c.stepd.v1.CloseRoundResponse\x12_\n\x12SelectContributors\x12#.stepd.v1.SelectContributorsRequest\x1a$.stepd.v1.SelectContributorsResponse\x12O\n\x0cMeasureRound\x12\x1d.stepd.v1.MeasureRoundRequest\x1a\x1e.stepd.v1.MeasureRoundResponse0\x01\x12J\n\x0b\x46inishRound\x12\x1c.stepd.v1.FinishRoundRequest\x1a\x1d.stepd.v1.FinishRoundResponse\x12\x44\n\tHoldState\x12\x1a.stepd.v1.HoldStateRequest\x1a\x1b.stepd.v1.HoldStateResponse\x12J\n\x0b\x43ommitState\x12\x1c.stepd.v1.CommitStateRequest\x1a\x1d.stepd.v1.CommitStateResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -60,36 +60,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SELECTEDCONTRIBUTION']._serialized_end=1034
   _globals['_OFFEREDCONTRIBUTION']._serialized_start=1036
   _globals['_OFFEREDCONTRIBUTION']._serialized_end=1117
-  _globals['_GATHERROUNDRESPONSE']._serialized_start=1120
-  _globals['_GATHERROUNDRESPONSE']._serialized_end=1328
-  _globals['_CLOSEROUNDREQUEST']._serialized_start=1330
-  _globals['_CLOSEROUNDREQUEST']._serialized_end=1393
-  _globals['_CLOSEROUNDRESPONSE']._serialized_start=1395
-  _globals['_CLOSEROUNDRESPONSE']._serialized_end=1448
-  _globals['_REFUSEDCONTRIBUTION']._serialized_start=1450
-  _globals['_REFUSEDCONTRIBUTION']._serialized_end=1554
-  _globals['_SELECTCONTRIBUTORSREQUEST']._serialized_start=1557
-  _globals['_SELECTCONTRIBUTORSREQUEST']._serialized_end=1726
-  _globals['_SELECTCONTRIBUTORSRESPONSE']._serialized_start=1728
-  _globals['_SELECTCONTRIBUTORSRESPONSE']._serialized_end=1756
-  _globals['_MEASUREROUNDREQUEST']._serialized_start=1758
-  _globals['_MEASUREROUNDREQUEST']._serialized_end=1830
-  _globals['_TENSORSUMS']._serialized_start=1832
-  _globals['_TENSORSUMS']._serialized_end=1934
-  _globals['_MEASUREROUNDRESPONSE']._serialized_start=1936
-  _globals['_MEASUREROUNDRESPONSE']._serialized_end=1994
-  _globals['_FINISHROUNDREQUEST']._serialized_start=1996
-  _globals['_FINISHROUNDREQUEST']._serialized_end=2067
-  _globals['_FINISHROUNDRESPONSE']._serialized_start=2069
-  _globals['_FINISHROUNDRESPONSE']._serialized_end=2104
-  _globals['_HOLDSTATEREQUEST']._serialized_start=2106
-  _globals['_HOLDSTATEREQUEST']._serialized_end=2155
-  _globals['_HOLDSTATERESPONSE']._serialized_start=2157
-  _globals['_HOLDSTATERESPONSE']._serialized_end=2176
-  _globals['_COMMITSTATEREQUEST']._serialized_start=2178
-  _globals['_COMMITSTATEREQUEST']._serialized_end=2281
-  _globals['_COMMITSTATERESPONSE']._serialized_start=2283
-  _globals['_COMMITSTATERESPONSE']._serialized_end=2304
-  _globals['_SHARDCONTROL']._serialized_start=2307
-  _globals['_SHARDCONTROL']._serialized_end=3231
+  _globals['_EARLIERATTEMPTS']._serialized_start=1119
+  _globals['_EARLIERATTEMPTS']._serialized_end=1186
+  _globals['_GATHERROUNDRESPONSE']._serialized_start=1189
+  _globals['_GATHERROUNDRESPONSE']._serialized_end=1443
+  _globals['_CLOSEROUNDREQUEST']._serialized_start=1445
+  _globals['_CLOSEROUNDREQUEST']._serialized_end=1508
+  _globals['_CLOSEROUNDRESPONSE']._serialized_start=1510
+  _globals['_CLOSEROUNDRESPONSE']._serialized_end=1563
+  _globals['_REFUSEDCONTRIBUTION']._serialized_start=1565
+  _globals['_REFUSEDCONTRIBUTION']._serialized_end=1669
+  _globals['_SELECTCONTRIBUTORSREQUEST']._serialized_start=1672
+  _globals['_SELECTCONTRIBUTORSREQUEST']._serialized_end=1841
+  _globals['_SELECTCONTRIBUTORSRESPONSE']._serialized_start=1843
+  _globals['_SELECTCONTRIBUTORSRESPONSE']._serialized_end=1871
+  _globals['_MEASUREROUNDREQUEST']._serialized_start=1873
+  _globals['_MEASUREROUNDREQUEST']._serialized_end=1945
+  _globals['_TENSORSUMS']._serialized_start=1947
+  _globals['_TENSORSUMS']._serialized_end=2049
+  _globals['_MEASUREROUNDRESPONSE']._serialized_start=2051
+  _globals['_MEASUREROUNDRESPONSE']._serialized_end=2109
+  _globals['_FINISHROUNDREQUEST']._serialized_start=2111
+  _globals['_FINISHROUNDREQUEST']._serialized_end=2182
+  _globals['_FINISHROUNDRESPONSE']._serialized_start=2184
+  _globals['_FINISHROUNDRESPONSE']._serialized_end=2219
+  _globals['_HOLDSTATEREQUEST']._serialized_start=2221
+  _globals['_HOLDSTATEREQUEST']._serialized_end=2270
+  _globals['_HOLDSTATERESPONSE']._serialized_start=2272
+  _globals['_HOLDSTATERESPONSE']._serialized_end=2291
+  _globals['_COMMITSTATEREQUEST']._serialized_start=2293
+  _globals['_COMMITSTATEREQUEST']._serialized_end=2396
+  _globals['_COMMITSTATERESPONSE']._serialized_start=2398
+  _globals['_COMMITSTATERESPONSE']._serialized_end=2419
+  _globals['_SHARDCONTROL']._serialized_start=2422
+  _globals['_SHARDCONTROL']._serialized_end=3346
 # @@protoc_insertion_point(module_scope)

@@ -119,17 +119,27 @@ class OfferedContribution(_message.Message):
     based_on: int
     def __init__(self, name: _Optional[_Union[_round_pb2.ContributionName, _Mapping]] = ..., based_on: _Optional[int] = ...) -> None: ...
 
+class EarlierAttempts(_message.Message):
+    __slots__ = ("whole", "unknown")
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
+    UNKNOWN_FIELD_NUMBER: _ClassVar[int]
+    whole: _containers.RepeatedCompositeFieldContainer[_round_pb2.Member]
+    unknown: bool
+    def __init__(self, whole: _Optional[_Iterable[_Union[_round_pb2.Member, _Mapping]]] = ..., unknown: bool = ...) -> None: ...
+
 class GatherRoundResponse(_message.Message):
-    __slots__ = ("arrived", "sums", "offered", "withdrawn")
+    __slots__ = ("arrived", "sums", "offered", "withdrawn", "earlier")
     ARRIVED_FIELD_NUMBER: _ClassVar[int]
     SUMS_FIELD_NUMBER: _ClassVar[int]
     OFFERED_FIELD_NUMBER: _ClassVar[int]
     WITHDRAWN_FIELD_NUMBER: _ClassVar[int]
+    EARLIER_FIELD_NUMBER: _ClassVar[int]
     arrived: _round_pb2.Member
     sums: _round_pb2.GatheredSums
     offered: OfferedContribution
     withdrawn: _round_pb2.ContributionName
-    def __init__(self, arrived: _Optional[_Union[_round_pb2.Member, _Mapping]] = ..., sums: _Optional[_Union[_round_pb2.GatheredSums, _Mapping]] = ..., offered: _Optional[_Union[OfferedContribution, _Mapping]] = ..., withdrawn: _Optional[_Union[_round_pb2.ContributionName, _Mapping]] = ...) -> None: ...
+    earlier: EarlierAttempts
+    def __init__(self, arrived: _Optional[_Union[_round_pb2.Member, _Mapping]] = ..., sums: _Optional[_Union[_round_pb2.GatheredSums, _Mapping]] = ..., offered: _Optional[_Union[OfferedContribution, _Mapping]] = ..., withdrawn: _Optional[_Union[_round_pb2.ContributionName, _Mapping]] = ..., earlier: _Optional[_Union[EarlierAttempts, _Mapping]] = ...) -> None: ...
 
 class CloseRoundRequest(_message.Message):
     __slots__ = ("run", "id")

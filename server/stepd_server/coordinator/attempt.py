@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from stepd_server.coordinator.closing import Closing, Stage
@@ -21,6 +21,7 @@ class Attempt:
     told: what of this shards have been told.
     late: members that were asked and are not awaited.
     gone: members that will send nothing more.
+    earlier: by shard, whose contribution was whole there in an earlier attempt; None: it cannot know.
     arrived: by member, the shards on which its contribution is whole.
     whole: members whose contribution is whole on all shards.
     sums: by shard, once all have arrived there.
@@ -36,6 +37,7 @@ class Attempt:
     told: dict[Member, Refusal] = field(default_factory=dict)
     late: tuple[Member, ...] = ()
     gone: set[Member] = field(default_factory=set)
+    earlier: dict[int, tuple[Member, ...] | None] = field(default_factory=dict)
     arrived: defaultdict[Member, set[int]] = field(default_factory=lambda: defaultdict(set))
     whole: set[Member] = field(default_factory=set)
     sums: dict[int, Sums] = field(default_factory=dict)
@@ -62,6 +64,11 @@ class Attempt:
         for member in self.members:
             self.arrive(shard, member, shards)
         self.sums.setdefault(shard, sums)
+
+    def promised(self, members: Iterable[Member], shards: Collection[int]) -> set[Member]:
+        """Of these, who may have been told that all shards have its contribution, before the round started over."""
+        had = [self.earlier.get(shard, ()) for shard in shards]
+        return {member for member in members if all(whole is None or member in whole for whole in had)}
 
     @property
     def taken(self) -> tuple[Selected, ...]:

@@ -180,6 +180,10 @@ def select_to_proto(run: str, select: Select) -> shard_control_pb2.SelectContrib
     )
 
 
+def earlier_from_proto(message: shard_control_pb2.EarlierAttempts) -> tuple[Member, ...] | None:
+    return None if message.unknown else tuple(map(member_from_proto, message.whole))
+
+
 def offer_from_proto(message: shard_control_pb2.OfferedContribution) -> Offer:
     return Offer(member_from_proto(message.name.member), message.name.sequence, message.based_on)
 

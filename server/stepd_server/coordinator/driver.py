@@ -26,6 +26,7 @@ from stepd_server.coordinator.events import (
     Close,
     Closed,
     Commit,
+    Earlier,
     Event,
     Finish,
     Finished,
@@ -251,6 +252,8 @@ def _progress(shard: int, id_: RoundId, message: shard_control_pb2.GatherRoundRe
     match message.WhichOneof("message"):
         case "offered":
             return Offered(shard, id_, convert.offer_from_proto(message.offered))
+        case "earlier":
+            return Earlier(shard, id_, convert.earlier_from_proto(message.earlier))
         case "withdrawn":
             return Withdrawn(
                 shard, id_, convert.member_from_proto(message.withdrawn.member), message.withdrawn.sequence

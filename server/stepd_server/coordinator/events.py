@@ -67,6 +67,19 @@ class Arrived:
 
 
 @dataclass(frozen=True)
+class Earlier:
+    """What a shard knows of the attempts of the round before this one. Told before anything else, if there is anything.
+
+    Attributes:
+        whole: whose contributions were whole there in one of them; None: it cannot know.
+    """
+
+    shard: int
+    id: RoundId
+    whole: tuple[Member, ...] | None
+
+
+@dataclass(frozen=True)
 class Offered:
     """A contribution waits on a shard for its turn. Told of each that waits whenever an attempt begins."""
 
@@ -217,6 +230,7 @@ Event: TypeAlias = (
     | MemberLeft
     | MemberLost
     | Arrived
+    | Earlier
     | Offered
     | Withdrawn
     | Closed

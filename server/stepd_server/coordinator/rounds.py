@@ -39,13 +39,13 @@ from stepd.definitions import RunSpec
 from stepd_server.coordinator import decision as decisions
 from stepd_server.coordinator import turns
 from stepd_server.coordinator.attempt import Attempt
-from stepd_server.coordinator.closing import Closing, Stage, closing_of
+from stepd_server.coordinator.closing import Stage, closing_of
 from stepd_server.coordinator.events import (
     Action,
     Arrived,
-    Close,
     Closed,
     Commit,
+    Earlier,
     Event,
     Finish,
     Finished,
@@ -63,7 +63,6 @@ from stepd_server.coordinator.events import (
     Record,
     RecordAttempt,
     Select,
-    SetTimer,
     ShardAway,
     ShardBack,
     ShardLost,
@@ -73,11 +72,11 @@ from stepd_server.coordinator.events import (
     Withdrawn,
 )
 from stepd_server.coordinator.policy import policy_of
-from stepd_server.coordinator.standing import RoundsStanding
-from stepd_server.coordinator.vocabulary import Decision, Member, RoundId, Selected, Timer, by_rank
+from stepd_server.coordinator.quorum import RoundsWithQuorum
+from stepd_server.coordinator.vocabulary import Decision, Member, RoundId, by_rank
 
 
-class Rounds(RoundsStanding):
+class Rounds(RoundsWithQuorum):
     """The rounds of one run."""
 
     # --- Events ---------------------------------------------------------------------------------------------------
@@ -92,7 +91,7 @@ class Rounds(RoundsStanding):
                 self._leave(member, contributed)
             case MemberLost(member):
                 self._lose(member)
-            case Arrived() | Gathered() | Measured() | Closed() | TimeUp() | Offered() | Withdrawn():
+            case Arrived() | Earlier() | Gathered() | Measured() | Closed() | TimeUp() | Offered() | Withdrawn():
                 self._take_in(event)
             case Finished():
                 self._finish(event)
@@ -159,21 +158,15 @@ class Rounds(RoundsStanding):
         self._since.pop(member, None)
         self._line.drop(member)
 
-    def _can_do_without(self, attempt: Attempt, member: Member) -> bool:
-        """Whether the attempt can go on although a member of it will send nothing more."""
-        closing = attempt.closing
-        if closing is None or closing.stage is Stage.CLOSED:
-            return False
-        attempt.gone.add(member)
-        return len(attempt.members) - len(attempt.gone - attempt.whole) >= closing.quorum
-
-    def _take_in(self, event: Arrived | Gathered | Measured | Closed | TimeUp | Offered | Withdrawn) -> None:
+    def _take_in(self, event: Arrived | Earlier | Gathered | Measured | Closed | TimeUp | Offered | Withdrawn) -> None:
         attempt = self._attempt
         if attempt is None or event.id != self.id:
             return
         match event:
             case Arrived(shard, _, member):
                 attempt.arrive(shard, member, self._all)
+            case Earlier(shard, _, whole):
+                attempt.earlier[shard] = whole
             case Gathered(shard, _, sums):
                 attempt.gather(shard, sums, self._all)
             case Measured(shard, _, measures):
@@ -210,7 +203,10 @@ class Rounds(RoundsStanding):
             self._give_up(f"shard {event.shard} died in the middle of a step and cannot put its part together")
         elif stands == (self.id.round, self.step):
             self._unfinished.discard(event.shard)
-        elif self.last and event.shard in self._unfinished and stands == (self.last.id.round, self.last.step_before):
+        elif self.last and stands <= (self.last.id.round, self.last.step_before):
+            # What it says may be older than what it has answered since. It knows best whether it has still to carry the
+            # decision out, has done so, or cannot.
+            self._unfinished.add(event.shard)
             self._actions.append(Finish((event.shard,), self.last))
         else:
             self._give_up(
@@ -274,11 +270,14 @@ class Rounds(RoundsStanding):
             return
         present = [member for member, first in self._since.items() if first <= self.id.round]
         contributors = self._policy.contributors([m for m in present if m not in self._left_out | self._slow])
-        if not self._policy.missing(len(present)) and contributors:
+        enough = not self._policy.missing(len(self._since))
+        # Where there are enough for the next round only, a round with a quorum is of those who are left in it: the next
+        # need not wait for what they have been told is there. Without one it would, and they send it for that.
+        short = self._policy.missing(len(present)) and not (enough and self._policy.quorum(len(present)))
+        if contributors and not short:
             self._gather(Attempt(contributors, closing_of(self._policy, contributors)))
-        elif not self._policy.missing(len(self._since)) and not self._unfinished:
-            # Nobody is left in this round, or too few, but there are enough for the next.
-            self._slow |= {*present} - self._left_out
+        elif enough and not self._unfinished:
+            # Nobody is left in this round, or too few.
             self._decide(decisions.nobody_left(self._spec), ())
 
     def _gather(self, attempt: Attempt) -> None:
@@ -297,6 +296,9 @@ class Rounds(RoundsStanding):
             self.id = RoundId(self.id.round, self.id.attempt + 1)
 
     def _judge(self, attempt: Attempt) -> None:
+        if self._recalls(attempt):
+            self._advance()
+            return
         sums = [attempt.sums[shard] for shard in self._all]
         found = decisions.merge_nonfinite(one for part in sums for one in part.nonfinite)
         if not found:
@@ -343,39 +345,6 @@ class Rounds(RoundsStanding):
         self._nonfinite, self._left_out, self._slow = (), frozenset(), frozenset()
         self._unfinished = set(self._all)
         self._advance()
-
-    # --- Quorum ---------------------------------------------------------------------------------------------------
-
-    def _look_for_quorum(self, attempt: Attempt, closing: Closing) -> None:
-        if closing.stage is Stage.OPEN and closing.quorum <= len(attempt.whole) < len(attempt.members):
-            closing.stage = Stage.GRACE
-            self._actions.append(SetTimer(self.id, Timer.GRACE, closing.grace))
-
-    def _time_up(self, attempt: Attempt, timer: Timer) -> None:
-        closing = attempt.closing
-        if closing and timer is Timer.GRACE and closing.stage is Stage.GRACE:
-            closing.stage = Stage.CLOSING
-            self._actions.append(Close(self._all, self.id))
-        elif closing and timer is Timer.STRAGGLERS and closing.stage is Stage.CLOSED and attempt.lacking:
-            self._slow |= set(attempt.lacking)
-            self._start_over()
-
-    def _close(self, attempt: Attempt, shard: int, begun: tuple[Member, ...]) -> None:
-        closing = attempt.closing
-        if closing is None or closing.stage is not Stage.CLOSING:
-            return
-        closing.take_in(shard, begun)
-        final = closing.begun_anywhere(self._all)
-        if final is None:
-            return
-        closing.stage = Stage.CLOSED
-        if final & (attempt.gone - attempt.whole):
-            self._start_over()  # what has begun of it is added up already, and the rest does not come
-            return
-        attempt.close(final)
-        self._actions.append(Select(self._all, self.id, tuple(Selected(member) for member in attempt.members)))
-        if attempt.lacking:
-            self._actions.append(SetTimer(self.id, Timer.STRAGGLERS, closing.stragglers))
 
     # --- In turn --------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ slots
 gathered        what is gathered: numbers, and which slices are touched (gathered.py)
 touched
 decision.0, .1  the decisions of the last two rounds (remembering.py)
+counted         which contribution of each membership was counted last (counted.py)
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ import numpy as np
 from stepd.errors import ResourceExhausted
 from stepd.rules.base import Array
 from stepd.v1 import run_pb2, shard_control_pb2
+from stepd_server.shard.counted import Counted
 from stepd_server.shard.files import NO_ROOM, map_array, write_whole
 from stepd_server.shard.gathered import GatheredFile
 from stepd_server.shard.journal import Field, Journal
@@ -105,6 +107,7 @@ class Arena:
             self._map("touched", slices, np.dtype(np.bool_)),
         )
         self.remembering = Remembering(self.folder, piece, self.journal)
+        self.counted = Counted(self.folder, self.journal)
 
     def _map(self, name: str, size: int, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
         self.lengths[name] = size * dtype.itemsize

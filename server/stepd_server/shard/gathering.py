@@ -66,6 +66,7 @@ class Gathering:
         closed: it begins no more contributions, but for those that are selected.
         changes: grows with what changes who contributes, who is sending, and whose contribution is whole.
         quarantined: members whose contribution to an earlier attempt was left out.
+        earlier: whose were whole here in earlier attempts; None: nobody's.
         spans: of what has been touched; None until every member's contribution has begun.
     """
 
@@ -76,6 +77,7 @@ class Gathering:
         updates: Counts,
         request: shard_control_pb2.GatherRoundRequest,
         loops: Loops | None = None,
+        earlier: shard_control_pb2.EarlierAttempts | None = None,
     ) -> None:
         self.id = (request.id.round, request.id.attempt)
         self.deterministic = request.deterministic
@@ -85,6 +87,7 @@ class Gathering:
         self.selected: tuple[Key, int] | None = None
         self.closed = request.in_turn
         self.changes = 0
+        self.earlier = earlier
         self._final = False
         self._refused: dict[Key, shard_control_pb2.RefusedContribution] = {}
         self.spans: list[Span] | None = None

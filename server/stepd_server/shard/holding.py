@@ -1,14 +1,12 @@
-"""Contributions that wait on a shard, and those that are known to be counted. Pure."""
+"""Contributions that wait on a shard, and how often they come again. Pure."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Final, NamedTuple
 
-from stepd.limits import REPEATING_MAX, WORKERS_MAX
+from stepd.limits import REPEATING_MAX
 from stepd.v1 import coordinator_pb2, round_pb2, shard_control_pb2, shard_pb2
 from stepd_server.shard.gathering import Gathering, Key, key_of
 
@@ -60,6 +58,7 @@ class Telling:
         self._gathering = gathering
         self._holding = holding
         self._arrived: set[Key] = set()
+        self._earlier = None if gathering.in_turn else gathering.earlier
         # What the coordinator believes to wait or to be sent here.
         self._offered: dict[Name, round_pb2.ContributionName] = {}
         self._seen = -1
@@ -68,6 +67,9 @@ class Telling:
         """What there is to tell since the last time."""
         self._seen = self._gathering.changes + self._holding.changes
         found = []
+        if self._earlier is not None:
+            found.append(shard_control_pb2.GatherRoundResponse(earlier=self._earlier))
+            self._earlier = None
         for key, contribution in self._gathering.contributions.items():
             if contribution.whole and key not in self._arrived:
                 self._arrived.add(key)
@@ -97,63 +99,28 @@ class Telling:
             yield shard_control_pb2.GatherRoundResponse(withdrawn=self._offered.pop(name))
 
 
-class Receipt(NamedTuple):
-    """What became of a contribution, and in which attempt."""
+class Had:
+    """Whose contributions have been whole here in the present round, over its attempts."""
 
-    status: shard_pb2.ReceiptStatus
-    id: round_pb2.RoundId | None = None
+    def __init__(self, unknown_in: int) -> None:
+        """Args:
+        unknown_in: the round of which an earlier process may have had some.
+        """
+        self._unknown_in = unknown_in
+        self._round = -1
+        self._members: dict[Key, round_pb2.Member] = {}
 
+    def add(self, round_number: int, member: round_pb2.Member) -> None:
+        if round_number != self._round:
+            self._round = round_number
+            self._members = {}
+        self._members[key_of(member)] = member
 
-# Names of workers that are remembered; then those that were counted longest ago are forgotten.
-_KNOWN_MAX: Final = WORKERS_MAX
-
-
-@dataclass
-class Counted:
-    """The latest contribution of each worker that a decision has counted, as far as this process has heard of it.
-
-    What it has not heard of waits and is offered, and then the coordinator knows.
-    """
-
-    _latest: round_pb2.Decision | None = None
-    # By worker: incarnation, sequence, and the receipt for a repeat.
-    _known: dict[str, tuple[int, int, Receipt]] = field(default_factory=dict)
-
-    def learn(self, decision: round_pb2.Decision | None) -> None:
-        """Take in the latest decision."""
-        if decision is None or decision is self._latest:
-            return
-        self._latest = decision
-        sequences = {key_of(name.member): name.sequence for name in decision.counted}
-        for status, members in (
-            (shard_pb2.RECEIPT_STATUS_DUPLICATE, decision.members),
-            (shard_pb2.RECEIPT_STATUS_QUARANTINED, decision.quarantined),
-        ):
-            for member in members:
-                self._known.pop(member.worker, None)
-                sequence = sequences.get(key_of(member), 0)
-                self._known[member.worker] = (member.incarnation, sequence, Receipt(status, decision.id))
-        while len(self._known) > _KNOWN_MAX:
-            del self._known[next(iter(self._known))]
-
-    def receipt(self, header: shard_pb2.PushHeader) -> Receipt | None:
-        """The receipt for a repeat; None if it is none, as far as is known."""
-        incarnation, sequence, receipt = self._known.get(header.member.worker, (0, 0, None))
-        if receipt is None or incarnation != header.member.incarnation:
-            return None
-        assert receipt.id is not None
-        if header.HasField("id") and receipt.id.round == header.id.round:
-            return receipt
-        if sequence and header.sequence == sequence:
-            return receipt
-        if sequence and 0 < header.sequence < sequence:
-            return Receipt(shard_pb2.RECEIPT_STATUS_DUPLICATE)
-        return None
-
-    def sequence(self, member: round_pb2.Member) -> int:
-        """The latest of a member's contributions that is known to be counted; 0: none."""
-        incarnation, sequence, _ = self._known.get(member.worker, (0, 0, None))
-        return sequence if incarnation == member.incarnation else 0
+    def to_proto(self, round_number: int) -> shard_control_pb2.EarlierAttempts | None:
+        """None: nobody's, for sure."""
+        whole = list(self._members.values()) if round_number == self._round else []
+        unknown = round_number == self._unknown_in
+        return shard_control_pb2.EarlierAttempts(whole=whole, unknown=unknown) if whole or unknown else None
 
 
 class Repeats:

@@ -18,7 +18,7 @@ from stepd.v1 import round_pb2, shard_pb2
 from stepd_server.shard.arena import Arena
 from stepd_server.shard.averaging import averaged, check_averages
 from stepd_server.shard.gathering import Gathering, Key, key_of, layout_changed, not_shared, restarted
-from stepd_server.shard.holding import Counted, Holding, Repeats
+from stepd_server.shard.holding import Had, Holding, Repeats
 from stepd_server.shard.phases import Phases
 from stepd_server.shard.reading import Reader, cut_into, pending, version_passed
 from stepd_server.shard.signal import Signal
@@ -39,7 +39,8 @@ class Pulling:
         self._changed = Signal()
         self._gathering: Gathering | None = None
         self._holding = Holding()
-        self._counted = Counted()
+        self._had = Had(unknown_in=arena.round if arena.sealed else -1)
+        self._counted = arena.counted
         self.repeats = Repeats()
         # The latest decision that has taken effect or is being applied.
         self._decision: round_pb2.Decision | None = None
@@ -70,7 +71,6 @@ class Pulling:
             step = self._present_step
             header = shard_pb2.PullHeader(step=step, round=self._round, decision=self._decision)
             if request.HasField("member"):
-                self._counted.learn(self._decision)
                 header.counted = self._counted.sequence(request.member)
             ranges = [(r.start, r.start + r.count) for r in request.ranges] or [(0, self.arena.piece.size)]
             if request.ranges:

@@ -9,8 +9,8 @@ from stepd import wire
 from stepd.errors import InvalidArgument
 from stepd.rules.base import Array
 from stepd.v1 import round_pb2, shard_pb2
+from stepd_server.shard.counted import Receipt
 from stepd_server.shard.gathering import Contribution, Gathering, as_array, check_ranges, restarted
-from stepd_server.shard.holding import Receipt
 from stepd_server.shard.loading import cut_short
 from stepd_server.shard.pulling import Pulling
 
@@ -65,6 +65,7 @@ class Pushing(Pulling):
         self._check_current(gathering)
         if not contribution.whole:
             gathering.finish(contribution)
+            self._had.add(gathering.id[0], contribution.member)
             self.phases.whole()
 
     async def _add(self, gathering: Gathering, contribution: Contribution, data: Array, stop: int) -> None:
@@ -89,7 +90,6 @@ class Pushing(Pulling):
     def _fate(self, header: shard_pb2.PushHeader) -> Receipt | None:
         """What is to become of a contribution: ACCEPTED: it may begin. None: that cannot be said yet."""
         self._check_alive()
-        self._counted.learn(self._decision)
         if known := self._counted.receipt(header):
             return known
         named = header.HasField("id")

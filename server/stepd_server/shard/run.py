@@ -53,6 +53,7 @@ class ShardRun(Pushing):
         else:
             decision = self.arena.remembering.read()
             self._decision = decision and without_norms(decision)
+            self._counted.learn(self._decision)
 
     # --- Initial parameters -------------------------------------------------------------------------------------
 
@@ -95,7 +96,8 @@ class ShardRun(Pushing):
             arena.gathered.clear()
             compiled = loops(arena.piece.dtype, arena.piece.size)
             self._expect(request.members)
-            self._gathering = Gathering(arena.piece, arena.accumulator, arena.updates, request, compiled)
+            earlier = self._had.to_proto(id[0])
+            self._gathering = Gathering(arena.piece, arena.accumulator, arena.updates, request, compiled, earlier)
             self._changed.notify()
         gathering = self._gathering
         telling = Telling(gathering, self._holding)
@@ -221,6 +223,7 @@ class ShardRun(Pushing):
                 await self._send_readers_away()
             finishing.begin()
         self._decision = without_norms(decision)
+        self._counted.learn(self._decision)
         if gathered is not None:
             self._applied_to = self._applied_to or 0
             self._changed.notify()

@@ -1,0 +1,147 @@
+"""Which contribution of each membership was counted last. It outlives the process, as the parameters do that it is in.
+
+A worker sends again what it has no answer to, and by then others may have had any number of rounds: without this a
+shard that was started again would call late what counts. In a file there is a row for each membership:
+
+    incarnation, checksum of the worker's name, sequence, round, attempt and status
+
+A decision's rows are written when INTENT says that it is carried out, and again by a process that finds it as the
+latest: so a row that was half written is one of the latest decision, and is made whole. A row that is to be another
+membership's belongs to nobody while it is written.
+"""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from pathlib import Path
+from typing import Final, NamedTuple, TypeAlias
+
+import numpy as np
+
+from stepd.limits import COUNTED_MAX
+from stepd.v1 import round_pb2, shard_pb2
+from stepd_server.shard.files import map_array
+from stepd_server.shard.gathering import key_of
+from stepd_server.shard.journal import Journal
+
+log = logging.getLogger(__name__)
+
+# Rows that are there from the beginning: 20 KiB. There are more when more memberships have contributed.
+_ROWS: Final = 512
+_WORDS: Final = 5
+_WORD: Final = np.dtype("<u8")
+_STATUS_BITS: Final = 8
+
+# Incarnation, and a checksum of the worker's name.
+_Key: TypeAlias = tuple[int, int]
+
+
+class Receipt(NamedTuple):
+    """What became of a contribution, and in which attempt."""
+
+    status: shard_pb2.ReceiptStatus
+    id: round_pb2.RoundId | None = None
+
+
+class _Known(NamedTuple):
+    row: int
+    sequence: int
+    receipt: Receipt
+
+
+class Counted:
+    """The memberships of one run. Those that were counted longest ago are forgotten when there is no room for more."""
+
+    def __init__(self, folder: Path, journal: Journal) -> None:
+        """OSError if there is no room for the first rows."""
+        self._path = folder / "counted"
+        self._journal = journal
+        held = self._path.stat().st_size if self._path.exists() else 0
+        self._rows = self._map(max(_ROWS, held // (_WORDS * _WORD.itemsize)))
+        self._latest: round_pb2.Decision | None = None
+        found, self._free = [], []
+        for row, (incarnation, name, sequence, round_number, last) in enumerate(self._rows.tolist()):
+            if incarnation:
+                id_ = round_pb2.RoundId(round=round_number, attempt=last >> _STATUS_BITS)
+                status: shard_pb2.ReceiptStatus = last & ((1 << _STATUS_BITS) - 1)  # type: ignore[assignment]
+                found.append((round_number, (incarnation, name), _Known(row, sequence, Receipt(status, id_))))
+            else:
+                self._free.append(row)
+        self._free.reverse()
+        # Who was counted last comes last.
+        self._known: dict[_Key, _Known] = {key: known for _, key, known in sorted(found, key=lambda one: one[0])}
+
+    def _map(self, rows: int) -> np.ndarray[tuple[int, int], np.dtype[np.uint64]]:
+        mapped: np.ndarray[tuple[int, int], np.dtype[np.uint64]] = map_array(self._path, rows * _WORDS, _WORD).reshape(
+            rows, _WORDS
+        )
+        return mapped
+
+    def learn(self, decision: round_pb2.Decision | None) -> None:
+        """Take in the latest decision, once INTENT says that it is carried out."""
+        if decision is None or decision is self._latest:
+            return
+        self._latest = decision
+        id_ = decision.id
+        sequences = {key_of(name.member): name.sequence for name in decision.counted}
+        for status, members in (
+            (shard_pb2.RECEIPT_STATUS_DUPLICATE, decision.members),
+            (shard_pb2.RECEIPT_STATUS_QUARANTINED, decision.quarantined),
+        ):
+            receipt = Receipt(status, id_)
+            for member in members:
+                self._put(_key(member), sequences.get(key_of(member), 0), receipt)
+
+    def _put(self, key: _Key, sequence: int, receipt: Receipt) -> None:
+        before = self._known.pop(key, None)
+        row = before.row if before else self._take_row()
+        self._known[key] = _Known(row, sequence, receipt)
+        assert receipt.id is not None
+        last = receipt.id.attempt << _STATUS_BITS | receipt.status
+        words = np.array([*key, sequence, receipt.id.round, last], _WORD)
+        if before is None:
+            self._journal.write(self._rows[row, :1], np.zeros(1, _WORD))
+        self._journal.write(self._rows[row, 1:], words[1:])
+        if before is None:
+            self._journal.write(self._rows[row, :1], words[:1])
+
+    def _take_row(self) -> int:
+        if not self._free and len(self._rows) < COUNTED_MAX:
+            self._grow()
+        if self._free:
+            return self._free.pop()
+        return self._known.pop(next(iter(self._known))).row
+
+    def _grow(self) -> None:
+        before = len(self._rows)
+        try:
+            self._rows = self._map(min(2 * before, COUNTED_MAX))
+        except OSError as error:
+            log.warning("no room to remember more than %d memberships in %s: %s", before, self._path, error)
+        else:
+            self._free += reversed(range(before, len(self._rows)))
+
+    def receipt(self, header: shard_pb2.PushHeader) -> Receipt | None:
+        """The receipt for a repeat; None if it is none, as far as is known."""
+        known = self._known.get(_key(header.member))
+        if known is None:
+            return None
+        _, sequence, receipt = known
+        assert receipt.id is not None
+        if header.HasField("id") and receipt.id.round == header.id.round:
+            return receipt
+        if sequence and header.sequence == sequence:
+            return receipt
+        if sequence and 0 < header.sequence < sequence:
+            return Receipt(shard_pb2.RECEIPT_STATUS_DUPLICATE)
+        return None
+
+    def sequence(self, member: round_pb2.Member) -> int:
+        """The latest of a member's contributions that is known to be counted; 0: none."""
+        known = self._known.get(_key(member))
+        return known.sequence if known else 0
+
+
+def _key(member: round_pb2.Member) -> _Key:
+    return member.incarnation, zlib.crc32(member.worker.encode())

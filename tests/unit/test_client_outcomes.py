@@ -1,0 +1,75 @@
+"""What becomes of a contribution whose round went otherwise than it looked when it was sent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+import stepd
+from stepd.v1 import round_pb2, shard_pb2
+from tests.patience import PATIENCE_S
+from tests.unit.fake_fleet import SIZE, FakeFleet, decided, receipt
+
+GRAD = {"w": np.full(2 * SIZE, 5, np.float32)}
+ACCEPTED, DUPLICATE = shard_pb2.RECEIPT_STATUS_ACCEPTED, shard_pb2.RECEIPT_STATUS_DUPLICATE
+
+
+@pytest.fixture
+def fleet() -> Iterator[FakeFleet]:
+    fleet = FakeFleet(2)
+    yield fleet
+    fleet.close()
+
+
+@pytest.fixture
+def worker(fleet: FakeFleet) -> Iterator[stepd.Worker]:
+    with stepd.connect(fleet.target, retry_for=PATIENCE_S) as client, client.run("run").join(lease=1.0) as worker:
+        yield worker
+
+
+def of_nobody(round_: int) -> shard_pb2.PullHeader:
+    """The header of parameters after a round that was over for want of workers."""
+    header = decided(round_, round_pb2.OUTCOME_SKIPPED, step=round_)
+    del header.decision.members[:]
+    return header
+
+
+@pytest.mark.parametrize("pushed", [False, True])
+def test_what_was_sent_for_a_round_of_nobody_is_for_the_next(
+    fleet: FakeFleet, worker: stepd.Worker, *, pushed: bool
+) -> None:
+    """Nothing has changed: nobody has to compute it again, and who was told that it is there finds it counted."""
+    for shard in fleet.shards:
+        shard.pull = lambda request: ((decided if request.round else of_nobody)(request.round), 0.0)
+    if pushed:
+        assert worker.push(GRAD).counts
+        fleet.now = round_pb2.RoundId(round=1)
+        renewals = len(fleet.renewals)
+        deadline = time.monotonic() + PATIENCE_S
+        while len(fleet.renewals) <= renewals + 1 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        worker.pull()
+    else:
+        result = worker.step(GRAD)
+        assert (result.receipt.status, result.receipt.round, result.skipped) == ("accepted", 1, False)
+    for shard in fleet.shards:
+        assert shard.pushed == [(0, 0, 5.0), (1, 0, 5.0)]
+    assert worker.step(GRAD).receipt.round == 2
+
+
+@pytest.mark.parametrize(("status", "word"), [(DUPLICATE, "accepted"), (shard_pb2.RECEIPT_STATUS_LATE, "late")])
+def test_who_has_missed_rounds_asks_the_shards_what_became_of_its_own(
+    fleet: FakeFleet, worker: stepd.Worker, status: int, word: str
+) -> None:
+    """What they said when it came is from before the round was decided: it may have started over without it."""
+    for shard in fleet.shards:
+        shard.pull = lambda request: (decided(max(request.round, 3)), 0.0)
+    fleet.state.last_decision.CopyFrom(decided(3).decision)
+    answers = iter([ACCEPTED, status])
+    fleet.shards[0].push = lambda header: receipt(header, next(answers, ACCEPTED))
+    assert worker.step(GRAD).receipt.status == word
+    assert next(answers, None) is None
+    assert worker.step(GRAD).receipt.round == 4
