@@ -42,14 +42,14 @@ class Field(IntEnum):
 class Journal:
     """The numbers of one run."""
 
-    def __init__(self, words: Words, sweeps: Words) -> None:
+    def __init__(self, words: Words, sweeps: Words | None = None) -> None:
         """
         Args:
             words: by field.
-            sweeps: by turn of a sweep: where it stands (sweeping.py).
+            sweeps: by turn of a sweep: where it stands (sweeping.py). None if nothing is swept.
         """
         self._words = words
-        self._sweeps = sweeps
+        self._sweeps = np.zeros(0, np.int64) if sweeps is None else sweeps
 
     def __getitem__(self, field: Field) -> int:
         return int(self._words[field])
