@@ -51,7 +51,7 @@ def test_a_page_keeps_what_is_around_a_part() -> None:
 
 def test_the_page_has_the_parts_that_programs_write() -> None:
     page = pages.PAGE.read_text()
-    for part in ("compare", "growth"):
+    for part in ("compare", "growth-size", "growth-workers", "growth-shards"):
         assert pages.replaced(page, part, "new") != page
 
 
