@@ -249,7 +249,7 @@ class RunStreams:
                 message = wire.decode_pull(raw)
                 if link and isinstance(message, shard_pb2.SharedChunk):
                     message = link.chunk(message)
-                elif isinstance(message, shard_pb2.EncodedChunk):
+                elif isinstance(message, shard_pb2.EncodedChunk | wire.Halves):
                     message = encodings.decoded(message)
                 if not isinstance(message, wire.Chunk):
                     raise StepdError(f"shard {shard} sent a second header in one pull")
