@@ -14,6 +14,10 @@ BLOCK_ELEMENTS: Final = 64 * KIB
 # of its size. With seven arrays of this, which is what Muon needs, a shard is at 7 GiB of float32.
 WHOLE_ELEMENTS_MAX: Final = 1 << 28
 
+# Threads of a shard that compute at once: each has a slot in the memory of every run, and more than these wait for
+# memory rather than compute.
+COMPUTE_THREADS_MAX: Final = 16
+
 # --- Wire -------------------------------------------------------------------------------------------------------
 
 # Payload bytes of a chunk: near the best for gRPC; 64 KiB halves the throughput and 16 MiB gains nothing.
