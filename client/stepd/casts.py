@@ -42,13 +42,18 @@ def rounded(values: Array, kind: Half) -> Array:
 def widened(data: bytes | memoryview, kind: Half) -> Array:
     """The float32 values of bytes that hold whole numbers of 16 bits."""
     values = np.frombuffer(data, DTYPES[kind])
-    if (loop := _loop(values.size, f"widen.{kind}")) is not None:
-        out = np.empty(values.size, _F4)
+    out: Array = np.empty(values.size, _F4)
+    widen(values, kind, out)
+    return out
+
+
+def widen(values: Array, kind: Half, out: Array) -> None:
+    """Put values of 16 bits into contiguous memory of whatever dtype."""
+    if out.dtype == _F4 and (loop := _loop(values.size, f"widen.{kind}")) is not None:
         loop(values.ctypes.data, out.ctypes.data, values.size)
-        return out
+        return
     with np.errstate(all="ignore"):
-        wide: Array = values.astype(_F4)
-    return wide
+        out[...] = values
 
 
 class Loops:

@@ -187,12 +187,15 @@ def decode(chunk: shard_pb2.EncodedChunk) -> Array:
 
 def decoded(chunk: shard_pb2.EncodedChunk | wire.Halves) -> wire.Chunk:
     """The chunk as it would have come without an encoding."""
-    if isinstance(chunk, wire.Halves):
-        _check_count(chunk.elements, chunk.kind)
-        values = _widened(chunk.elements, chunk.kind, chunk.data)
-    else:
-        values = decode(chunk)
+    values = casts.widened(checked(chunk).data, chunk.kind) if isinstance(chunk, wire.Halves) else decode(chunk)
     return wire.Chunk(chunk.offset, values.view(np.uint8).data)
+
+
+def checked(chunk: wire.Halves) -> wire.Halves:
+    """The same; InvalidArgument (BAD_CHUNK) if it does not hold what it says."""
+    _check_count(chunk.elements, chunk.kind)
+    _check_size(chunk.kind, chunk.data.nbytes, chunk.elements * casts.DTYPES[chunk.kind].itemsize)
+    return chunk
 
 
 def _check_count(count: int, held: str | None) -> None:

@@ -249,9 +249,11 @@ class RunStreams:
                 message = wire.decode_pull(raw)
                 if link and isinstance(message, shard_pb2.SharedChunk):
                     message = link.chunk(message)
-                elif isinstance(message, shard_pb2.EncodedChunk | wire.Halves):
+                elif isinstance(message, shard_pb2.EncodedChunk):
                     message = encodings.decoded(message)
-                if not isinstance(message, wire.Chunk):
+                elif isinstance(message, wire.Halves):
+                    message = encodings.checked(message)
+                if not isinstance(message, wire.Chunk | wire.Halves):
                     raise StepdError(f"shard {shard} sent a second header in one pull")
                 receiver.take(message)
                 if link and receiver.complete:
