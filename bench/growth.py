@@ -164,7 +164,7 @@ def write(kind: str, growths: Sequence[Growth]) -> None:
 
 def markdown(growths: Sequence[Growth]) -> str:
     loops = "compiled" if available() else "NumPy"
-    versions = ", ".join(f"{name} {value}" for name, value in pages.versions(("numpy", "grpcio")).items())
+    versions = ", ".join(pages.versions(("numpy", "grpcio")))
     lines = ["| | slope | seconds |", "| --- | --- | --- |", *[growth.row() for growth in growths]]
     return "\n".join([*lines, "", f"Loops: {loops}. {versions}."])
 
