@@ -28,7 +28,7 @@ from .shard_bench import member
 
 needs_compiler = pytest.mark.skipif(not available(), reason="llvmlite (stepd[fast]) is not installed")
 BLOCK = 300
-WAYS = ["numpy", pytest.param("compiled", marks=needs_compiler)]
+WAYS = ["numpy", *(pytest.param(way, marks=needs_compiler) for way in ("compiled", "on three threads"))]
 
 
 def by_definition(terms: Sequence[float]) -> float:
@@ -93,6 +93,18 @@ class World:
         ranges = [shard_pb2.Range(start=self.piece.starts[s], count=self.piece.slices[s].count) for s in held]
         return shard_pb2.PushHeader(member=member(rank), ranges=ranges, weight=self.rng.choice([1.0, 0.75, 2.5]))
 
+    def _add(self, gathering: Gathering, contribution: Contribution, data: Array, way: str) -> None:
+        calls = gathering.adding(contribution, data, 3) if way == "on three threads" else None
+        if calls is None:
+            gathering.add(contribution, data)
+            return
+        bad = []
+        for some in calls:
+            # At the same time is in any order: they have nothing in common.
+            random.Random(data.size).shuffle(some)
+            bad += [call() for call in some]
+        gathering.added(contribution, data, finite=not any(bad))
+
     def gather(self, way: str) -> tuple[Array, Gathering]:
         """What is in the accumulator at the end; of the same world the same, but for the order of what arrives."""
         accumulator = np.full(self.piece.size, 77, self.piece.dtype)
@@ -113,7 +125,7 @@ class World:
             if count and not gathering.turn(contribution, count):
                 continue
             if count:
-                gathering.add(contribution, data[contribution.added :][:count])
+                self._add(gathering, contribution, data[contribution.added :][:count], way)
             if contribution.added == data.size:
                 gathering.finish(contribution)
                 open_.remove(contribution)
@@ -179,10 +191,10 @@ def squares(world: World, gathering: Gathering, total: Array, index: int) -> Exa
 def test_both_ways_are_alike_whatever_the_norm_and_the_order(norm_type: float) -> None:
     for seed in range(30):
         found = []
-        for way in ("numpy", "compiled"):
+        for way in ("numpy", "compiled", "on three threads"):
             accumulator, gathering = World(seed, np.float32, norm_type=norm_type).gather(way)
             found.append((accumulator.tobytes(), gathering.sums().SerializeToString()))
-        assert found[0] == found[1], f"seed {seed}"
+        assert found[0] == found[1] == found[2], f"seed {seed}"
 
 
 @pytest.mark.parametrize("way", WAYS)

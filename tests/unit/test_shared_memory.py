@@ -208,6 +208,6 @@ def test_what_is_no_file_is_not_even_opened() -> None:
 
 def test_a_chunk_past_the_end_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="holds 10 elements, got a chunk that goes to 11"):
-        parts(shard_pb2.SharedChunk(at=1, count=10), np.zeros(10, F32))
+        parts(shard_pb2.SharedChunk(at=1, count=10), np.zeros(10, F32), 16)
     with pytest.raises(FailedPrecondition, match="no memory is shared"):
-        parts(shard_pb2.SharedChunk(at=1, count=10), None)
+        parts(shard_pb2.SharedChunk(at=1, count=10), None, 16)

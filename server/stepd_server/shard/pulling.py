@@ -54,6 +54,9 @@ class Pulling:
         self._messages: dict[tuple[int, str, int, int], bytes] = {}
         # A step waits for them: whoever comes now reads what it leaves.
         self._turning = False
+        # Elements that threads are adding; and how many attempts are to be opened when that is done.
+        self._adding: asyncio.Future[None] | None = None
+        self._opening = 0
         # Of members that share theirs: where their contributions lie.
         self.memories: dict[Key, Array] = {}
 

@@ -83,6 +83,17 @@ class ShardRun(Pushing):
         ready = await self._changed.until(
             lambda: self._check_alive() and self._finishing is None and self.arena.round >= id[0], WAIT_S
         )
+        if self._gathering is not None and self._gathering.id < id and self._adding is not None:
+            # Threads write to the accumulator still. They are done in some milliseconds, and begin nothing new.
+            self._opening += 1
+            try:
+                await self._changed.until(lambda: self._adding is None)
+            finally:
+                self._opening -= 1
+                self._changed.notify()
+            async for message in self.gather(request):
+                yield message
+            return
         if not ready:
             raise Unavailable(f"run {self.name!r}: round {self.arena.round} is not finished, asked for {id[0]}")
         if self.arena.round > id[0] or (self._gathering is not None and self._gathering.id > id):
@@ -255,6 +266,7 @@ class ShardRun(Pushing):
             lambda: (
                 self._check_alive()
                 and self._finishing is None
+                and self._adding is None
                 and not self.staging.busy
                 and self.arena.round >= from_round
             ),
@@ -290,8 +302,9 @@ class ShardRun(Pushing):
 
     async def close(self) -> None:
         """End every call on the run; return when nothing changes its memory any more."""
-        if self._finishing is not None:
-            await asyncio.wait([self._finishing])
+        for task in (self._finishing, self._adding):
+            if task is not None:
+                await asyncio.wait([task])
         self.closed = True
         self.staging.close()
         self._changed.notify()
