@@ -59,7 +59,7 @@ def work(target: str, way: str, rank: int, workers: int, steps: int, out: Connec
                 for name, array in lent.items():
                     array[...] = grads[name]
                 grads = lent
-            options: dict[str, Any] = {"views": True} if way == "views" else {}
+            options: dict[str, Any] = {"view": True} if way == "views" else {}
             params: Any = None
             times = []
             for _ in range(steps + WARM_UP):

@@ -134,7 +134,7 @@ def test_a_closed_memory_keeps_what_was_lent() -> None:
 
 def test_a_shard_reads_it_in_chunks_of_the_usual_size() -> None:
     memory = np.arange(1_000_000, dtype=np.float32)
-    chunks = parts(shard_pb2.SharedChunk(offset=10, count=600_000, at=5), memory)
+    chunks = parts(shard_pb2.SharedChunk(offset=10, count=600_000, at=5), memory, CHUNK_BYTES)
     assert all(chunk.data.nbytes <= CHUNK_BYTES for chunk in chunks)
     assert chunks[0].offset == 10
     data = np.concatenate([np.frombuffer(chunk.data, F32) for chunk in chunks])

@@ -89,6 +89,8 @@ class Pulling:
                 return
             # Averages that a rule has to be asked for are made a block at a time.
             size = (SHARED_BYTES_AT_ONCE if request.shared else CHUNK_BYTES) // self.arena.piece.dtype.itemsize
+            if request.shared and request.at_once:
+                size = self.arena.piece.size
             for start, stop in cut_into(ranges, min(size, BLOCK_ELEMENTS) if request.averaged else size):
                 # What a step leaves as it is is averaged last.
                 await self._until_final(None if request.averaged else stop)
