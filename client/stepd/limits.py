@@ -28,6 +28,11 @@ CHUNK_BYTES_MAX: Final = 2 * MIB
 MESSAGES_KEPT: Final = 8
 # Shared memory: below this a message that holds the elements is as quick as one that says where they lie.
 SHARED_BYTES_MIN: Final = 64 * KIB
+# A contribution up to this size, of a shard with as little to pull, goes there and back in one call: below it a step is
+# calls and not bytes. A shard may hold as much for each worker whose round is yet to begin, as it may of a stream.
+AT_ONCE_BYTES_MAX: Final = 64 * KIB
+# What holds it, with everything that names it.
+AT_ONCE_MESSAGE_BYTES_MAX: Final = 4 * AT_ONCE_BYTES_MAX
 # What is copied into shared memory, or finished there, between two messages that say so: few messages, and the other
 # side begins early.
 SHARED_BYTES_AT_ONCE: Final = 4 * MIB
