@@ -27,7 +27,7 @@ from stepd.state_space import StatePicture
 from stepd.status import from_rpc_error
 from stepd.transfer import Plan, ShardPush
 from stepd.v1 import coordinator_pb2, round_pb2, run_pb2, shard_pb2
-from stepd.views import Seen, ViewPicture
+from stepd.views import ViewPicture, policy_of, receiver_of
 
 # Raised at once: the same request cannot succeed any more.
 OVER: Final = frozenset({"ROUND_RESTARTED", "VERSION_PASSED", "LAYOUT_CHANGED"})
@@ -50,8 +50,7 @@ class RunStreams:
         self.session = session
         self.run = spec.name
         self.whole = spec.missing == run_pb2.MISSING_POLICY_ERROR
-        self.in_turn = spec.sync.WhichOneof("turns") is not None
-        self.waits_for_all = _waits_for_all(spec)
+        self.in_turn, self.waits_for_all = policy_of(spec)
         # One list also for what `of_worker` makes: what one learns all know.
         self._known = [(Plan(layout, table.specs), table)]
         self._targets = list(self.plan.targets)
@@ -84,8 +83,7 @@ class RunStreams:
 
     def learn(self, spec: run_pb2.RunSpec, layout: run_pb2.Layout) -> None:
         """Take in what the coordinator says. In the loop only, so that what is sent goes by one version."""
-        self.in_turn = spec.sync.WhichOneof("turns") is not None
-        self.waits_for_all = _waits_for_all(spec)
+        self.in_turn, self.waits_for_all = policy_of(spec)
         if layout.version != self.plan.version:
             table = ParameterTable(specs.parameters_from_proto(spec))
             self._known[0] = (Plan(layout, table.specs), table)
@@ -270,25 +268,18 @@ class RunStreams:
         on_header: OnHeader,
         patience: Patience,
     ) -> shard_pb2.PullHeader:
-        timeout = self.session.bulk_timeout(picture.payload_bytes(shard))
-        link = None
-        if isinstance(picture, Picture) and not request.averaged:
-            link = self._link(shard, picture.payload_bytes(shard))
+        size = picture.payload_bytes(shard)
+        timeout = self.session.bulk_timeout(size)
+        link = self._link(shard, size) if isinstance(picture, Picture) and not request.averaged else None
         request.shared = link is not None
-        request.at_once = link is not None and isinstance(picture, ViewPicture)
-        if isinstance(picture, ViewPicture):
-            picture.seen.pop(shard, None)
+        request.in_place = request.shared and isinstance(picture, ViewPicture)
         request.encoding = "" if request.shared or request.state or request.averaged else self.parameters
         call = self._calls(shard).pull(request, timeout=timeout)
         try:
             header = _header(await call.read())
             patience.alive()
             on_header(header)
-            receiver: Any = None
-            if link is not None and isinstance(picture, ViewPicture):
-                receiver = picture.leave_in_place(shard, Seen(link, header.round), regions)
-            else:
-                receiver = picture.receiver(shard, regions)
+            receiver = receiver_of(picture, shard, regions, link, header)
             while (raw := await call.read()) is not grpc.aio.EOF:
                 message = wire.decode_pull(raw)
                 if link and isinstance(message, shard_pb2.SharedChunk):
@@ -407,7 +398,3 @@ def _header(raw: Any) -> shard_pb2.PullHeader:
     if not isinstance(message, shard_pb2.PullHeader):
         raise StepdError("a shard's pull did not begin with a header")
     return message
-
-
-def _waits_for_all(spec: run_pb2.RunSpec) -> bool:
-    return spec.sync.WhichOneof("turns") is None and not spec.sync.HasField("quorum")

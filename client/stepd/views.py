@@ -9,7 +9,7 @@ without everybody) is seen by the next call: the journal of the shard says how m
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -17,7 +17,9 @@ from stepd import wire
 from stepd.buffers import Array, Picture, Segment
 from stepd.errors import StepdError
 from stepd.layout import flat_starts
+from stepd.state_space import StatePicture
 from stepd.transfer import Plan
+from stepd.v1 import run_pb2, shard_pb2
 
 if TYPE_CHECKING:
     from stepd.sharing import Link
@@ -69,6 +71,10 @@ class ViewPicture(Picture):
         size = sum(piece.count for piece in self.plan.shards[shard])
         return Looker(seen.link.parameters, self._rest[shard], regions, size)
 
+    def forget(self, shard: int) -> None:
+        """What the shard has is sent, or copied."""
+        self.seen.pop(shard, None)
+
     def arrays_in(self, buffer: Array) -> dict[str, Array]:
         """The parameters by name, none of which can be written to."""
         arrays = super().arrays_in(buffer)
@@ -113,3 +119,32 @@ class Looker:
     @property
     def complete(self) -> bool:
         return self._at >= self._size
+
+
+def receiver_of(
+    picture: Picture | StatePicture,
+    shard: int,
+    regions: Sequence[Array],
+    link: Link | None,
+    header: shard_pb2.PullHeader,
+) -> Any:
+    """What takes the chunks of one stream from a shard.
+
+    Args:
+        picture: what is wanted.
+        shard: whose stream.
+        regions: where it goes.
+        link: the shard shares its memory.
+        header: of the stream.
+    """
+    if isinstance(picture, ViewPicture):
+        if link is not None:
+            return picture.leave_in_place(shard, Seen(link, header.round), regions)
+        picture.forget(shard)
+    return picture.receiver(shard, regions)
+
+
+def policy_of(spec: run_pb2.RunSpec) -> tuple[bool, bool]:
+    """Whether a run takes contributions in turn, and whether every round waits for every member."""
+    in_turn = spec.sync.WhichOneof("turns") is not None
+    return in_turn, not in_turn and not spec.sync.HasField("quorum")

@@ -89,7 +89,7 @@ class Pulling:
                 return
             # Averages that a rule has to be asked for are made a block at a time.
             size = (SHARED_BYTES_AT_ONCE if request.shared else CHUNK_BYTES) // self.arena.piece.dtype.itemsize
-            if request.shared and request.at_once:
+            if request.shared and request.in_place:
                 size = self.arena.piece.size
             for start, stop in cut_into(ranges, min(size, BLOCK_ELEMENTS) if request.averaged else size):
                 # What a step leaves as it is is averaged last.
