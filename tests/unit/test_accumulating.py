@@ -21,8 +21,9 @@ from stepd_server.kernels.arriving import Loops, known_loops
 from stepd_server.kernels.compiled import available
 from stepd_server.kernels.gather import Form, emit_gather
 from stepd_server.shard.gathering import Contribution, Gathering
-from stepd_server.shard.lanes import LANES, block_sums
+from stepd_server.shard.lanes import LANES, block_sums, fold
 from stepd_server.shard.plan import Bools, Piece
+from stepd_server.shard.scratch import aligned_empty
 
 from .shard_bench import member
 
@@ -184,6 +185,23 @@ def squares(world: World, gathering: Gathering, total: Array, index: int) -> Exa
             g = shaping.measured(total[start:stop], index, np.empty(stop - start, total.dtype)).astype(np.float64)
             terms.add(by_definition((g * g).tolist()) * shaping.unit(index) ** 2)
     return terms
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["single", "double"])
+@pytest.mark.parametrize("before", [0, 1])
+def test_what_is_stored_past_the_cache_is_there(dtype: Any, before: int) -> None:
+    """Where blocks begin at cache lines, and where they do not."""
+    (memory,) = aligned_empty(1, 2048, np.dtype(dtype))
+    data, total = np.random.default_rng(0).standard_normal(1500).astype(dtype), memory[before : before + 1500]
+    begins, lanes = np.array([0, 1024, 1500]), np.zeros((2, LANES))
+    loop = loops("compiled", dtype)
+    assert loop is not None
+    constants = np.ones(4, dtype)
+    addresses = [begins.ctypes.data, lanes.ctypes.data, constants.ctypes.data]
+    assert not loop[True, False, False, True, False](data.ctypes.data, total.ctypes.data, 0, 1500, *addresses)
+    np.testing.assert_array_equal(total, data)
+    np.testing.assert_array_equal(fold(lanes), block_sums(data.astype(np.float64) ** 2, begins[:-1]))
 
 
 @needs_compiler
