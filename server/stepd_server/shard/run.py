@@ -12,6 +12,7 @@ from stepd.errors import Aborted, FailedPrecondition, InvalidArgument, Unavailab
 from stepd.limits import WAIT_S
 from stepd.v1 import round_pb2, shard_control_pb2
 from stepd_server.kernels.arriving import loops
+from stepd_server.kernels.updates import prepare
 from stepd_server.shard.applying import Step, without_norms
 from stepd_server.shard.arena import Arena
 from stepd_server.shard.extending import Extension
@@ -22,6 +23,7 @@ from stepd_server.shard.loading import lacking, load
 from stepd_server.shard.measuring import Measuring
 from stepd_server.shard.pushing import Pushing
 from stepd_server.shard.scratch import Scratch
+from stepd_server.shard.sums import clip_limit
 from stepd_server.shard.threads import sweep
 
 log = logging.getLogger(__name__)
@@ -40,8 +42,16 @@ class ShardRun(Pushing):
         self.extension: Extension | None = None
         self._loaded = 0
         self._scratch = Scratch(arena.piece)
-        loops(arena.piece.dtype, arena.piece.size)  # to be there when the first contribution comes
+        self._prepare_kernels()
         self._take_up()
+
+    def _prepare_kernels(self) -> None:
+        """Have them be there when the first contribution comes."""
+        piece = self.arena.piece
+        loops(piece.dtype, piece.size)
+        limits = [clip_limit(piece.spec.clip, group.clip) for group in piece.spec.groups]
+        rules = [group.rule for group in piece.groups]
+        prepare(list(zip(rules, limits, strict=True)), piece.dtype, piece.size)
 
     def _take_up(self) -> None:
         """Go on where an earlier process stood: a step that was under way is finished before anybody is answered."""
@@ -285,6 +295,7 @@ class ShardRun(Pushing):
         self.arena, self.extension = extension.settle(), None
         self.staging = self.staging.extended(self.arena)
         self._scratch = Scratch(self.arena.piece)
+        self._prepare_kernels()
         self._gathering = None
         self._changed.notify()
         log.info("run %r: extended, version %d of the layout", self.name, version)
