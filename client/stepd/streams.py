@@ -269,12 +269,10 @@ class RunStreams:
         patience: Patience,
     ) -> shard_pb2.PullHeader:
         size = picture.payload_bytes(shard)
-        timeout = self.session.bulk_timeout(size)
         link = self._link(shard, size) if isinstance(picture, Picture) and not request.averaged else None
-        request.shared = link is not None
-        request.in_place = request.shared and isinstance(picture, ViewPicture)
+        request.shared, request.in_place = link is not None, link is not None and isinstance(picture, ViewPicture)
         request.encoding = "" if request.shared or request.state or request.averaged else self.parameters
-        call = self._calls(shard).pull(request, timeout=timeout)
+        call = self._calls(shard).pull(request, timeout=self.session.bulk_timeout(size))
         try:
             header = _header(await call.read())
             patience.alive()
@@ -282,11 +280,13 @@ class RunStreams:
             receiver = receiver_of(picture, shard, regions, link, header)
             while (raw := await call.read()) is not grpc.aio.EOF:
                 message = wire.decode_pull(raw)
-                if link and isinstance(message, shard_pb2.SharedChunk):
+                if isinstance(message, shard_pb2.SharedChunk) and link:
                     message = link.chunk(message)
                 elif isinstance(message, shard_pb2.EncodedChunk):
                     message = encodings.decoded(message)
-                if not isinstance(message, wire.Chunk):
+                elif isinstance(message, wire.Halves):
+                    message = encodings.checked(message)
+                if not isinstance(message, wire.Chunk | wire.Halves):
                     raise StepdError(f"shard {shard} sent a second header in one pull")
                 receiver.take(message)
                 if link and receiver.complete:
