@@ -14,7 +14,7 @@ import numpy as np
 from stepd.buffers import Array
 from stepd.definitions import DType, ParameterSpec
 from stepd.limits import SHARED_BYTES_AT_ONCE
-from stepd.transfer import Piece, ShardPush
+from stepd.transfer import Piece, ShardPush, bytes_of
 
 # Small gradients are joined before they are copied.
 _MANY: Final = 8
@@ -101,12 +101,12 @@ class Memory:
             for spec, start in zip(self._parameters, self._lent, strict=False)
         }
 
-    def place(self, push: ShardPush, views: Mapping[int, memoryview]) -> Iterator[SharedChunk]:
+    def place(self, push: ShardPush, arrays: Mapping[int, Array]) -> Iterator[SharedChunk]:
         """Copy what of a contribution does not lie here already, and say where it lies, in order and as it is there."""
-        in_place = self._in_place(views)
+        in_place = self._in_place(arrays)
         offset = elements = at = copied = 0
         for planned in push.chunks:
-            for begin, count, parts in self._stretches(planned.pieces, views, in_place):
+            for begin, count, parts in self._stretches(planned.pieces, arrays, in_place):
                 copied += self._write(begin, parts)
                 if elements and at + elements == begin:
                     elements += count
@@ -121,13 +121,13 @@ class Memory:
             yield SharedChunk(offset, elements, at)
 
     def _stretches(
-        self, pieces: Sequence[Piece], views: Mapping[int, memoryview], in_place: frozenset[int]
-    ) -> Iterator[tuple[int, int, list[memoryview]]]:
+        self, pieces: Sequence[Piece], arrays: Mapping[int, Array], in_place: frozenset[int]
+    ) -> Iterator[tuple[int, int, list[Any]]]:
         """Pieces that are neighbours here: where they begin, how many elements, and what is to be copied there."""
         itemsize, begin, stop, lying = self._dtype.itemsize, 0, 0, False
-        parts: list[memoryview] = []
+        parts: list[Any] = []
         for id_, part in pieces:
-            view = views[id_] if part is None else views[id_][part]
+            array = arrays[id_] if part is None else bytes_of(arrays[id_])[part]
             lies = id_ in in_place
             start = (self._lent if lies else self._copied)[id_] + (0 if part is None else part.start // itemsize)
             if start != stop or lies != lying:
@@ -135,32 +135,30 @@ class Memory:
                     yield begin, stop - begin, parts
                 begin = stop = start
                 lying, parts = lies, []
-            stop += view.nbytes // itemsize
+            stop += array.nbytes // itemsize
             if not lies:
-                parts.append(view)
+                parts.append(array)
         if stop > begin:
             yield begin, stop - begin, parts
 
-    def _write(self, begin: int, parts: Sequence[memoryview]) -> int:
-        """Copy to neighbouring places; give how many bytes."""
-        memory, first = self._memory, begin * self._dtype.itemsize
-        at = first
+    def _write(self, begin: int, parts: Sequence[Any]) -> int:
+        """Copy arrays, or bytes of them, to neighbouring places; give how many bytes."""
+        at = first = begin * self._dtype.itemsize
         # A memoryview of bytes copies at once, but takes a microsecond to begin.
         for part in parts if len(parts) < _MANY else (b"".join(parts),):
-            size = len(part)
-            memory[at : at + size] = part
-            at += size
+            view = bytes_of(part) if isinstance(part, np.ndarray) else part
+            self._memory[at : at + len(view)] = view
+            at += len(view)
         return at - first
 
-    def _in_place(self, views: Mapping[int, memoryview]) -> frozenset[int]:
+    def _in_place(self, arrays: Mapping[int, Array]) -> frozenset[int]:
         """The gradients that lie in the arrays that were lent for them."""
         first, itemsize = _address(self._bytes), self._dtype.itemsize
         return frozenset(
             id_
-            for id_, view in views.items()
+            for id_, array in arrays.items()
             # What owns its memory does not lie here. It is asked first because there may be thousands.
-            if getattr(view.obj, "base", self) is not None
-            and _address(np.frombuffer(view, np.uint8)) == first + self._lent[id_] * itemsize
+            if array.base is not None and _address(array) == first + self._lent[id_] * itemsize
         )
 
 
