@@ -11,16 +11,21 @@ from typing import Any, Final, TypeAlias
 
 import pytest
 
+from stepd.contribution import Contribution
 from stepd.exchange import Exchange
+from stepd.results import Receipt, receipt_word
 from stepd.v1 import shard_pb2
 from stepd_server.coordinator import events
+from stepd_server.coordinator.attempt import Attempt
+from stepd_server.coordinator.closing import Closing
 from stepd_server.coordinator.membership import Membership
-from stepd_server.coordinator.policy import Asynchronous, Bounded
+from stepd_server.coordinator.policy import Asynchronous, Bounded, Synchronous
 from stepd_server.coordinator.rounds import Rounds
 from stepd_server.coordinator.run import Run
 from stepd_server.coordinator.store import RunStore
 from stepd_server.coordinator.vocabulary import Offer, RoundId, Selected
 from stepd_server.shard import finishing, run
+from stepd_server.shard.counted import Counted
 from stepd_server.shard.gathered import GatheredFile
 from stepd_server.shard.gathering import Gathering
 from stepd_server.shard.journal import Field, Journal
@@ -201,6 +206,98 @@ def a_shard_that_is_back_is_not_told_what_it_missed(patch: pytest.MonkeyPatch) -
         self._actions[before:] = [one for one in self._actions[before:] if not isinstance(one, events.Finish)]
 
     patch.setattr(Rounds, "_take_back", silent)
+
+
+@mutant("reads")
+def a_shard_that_says_what_was_true_is_believed_to_have_lost_its_part(patch: pytest.MonkeyPatch) -> None:
+    take_back = Rounds._take_back
+
+    def strict(self: Rounds, event: Any) -> None:
+        behind = self.last is not None and event.round <= self.last.id.round
+        if behind and event.shard not in self._unfinished:
+            self._give_up(f"shard {event.shard} came back at round {event.round}")
+        else:
+            take_back(self, event)
+
+    patch.setattr(Rounds, "_take_back", strict)
+
+
+# --- Rounds that are closed before all have come ------------------------------------------------------------------
+
+
+@mutant("quorum")
+def a_late_one_is_added_all_the_same(patch: pytest.MonkeyPatch) -> None:
+    """Shards are told whose contributions the round takes, and begin others."""
+    take = Gathering.take
+
+    def more(self: Gathering, selected: Any, refused: Any = ()) -> None:
+        if self.in_turn:
+            take(self, selected, refused)
+
+    def open_still(self: Gathering) -> Any:
+        return [c.member for c in self._order if c.track is not None]
+
+    patch.setattr(Gathering, "take", more)
+    patch.setattr(Gathering, "close", open_still)
+
+
+@mutant("quorum")
+def what_has_begun_on_some_shards_only_is_left_out(patch: pytest.MonkeyPatch) -> None:
+    def everywhere(self: Closing, shards: Any) -> Any:
+        if any(shard not in self.begun for shard in shards):
+            return None
+        return frozenset.intersection(*self.begun.values())
+
+    patch.setattr(Closing, "begun_anywhere", everywhere)
+
+
+@mutant("quorum")
+def who_is_late_is_told_that_it_counts(patch: pytest.MonkeyPatch) -> None:
+    fate = Gathering.fate
+
+    def kind(self: Gathering, header: Any) -> Any:
+        status = fate(self, header)
+        return shard_pb2.RECEIPT_STATUS_DUPLICATE if status == shard_pb2.RECEIPT_STATUS_LATE else status
+
+    patch.setattr(Gathering, "fate", kind)
+    patch.setattr(Contribution, "is_in_doubt", lambda *_: False)
+    patch.setattr(Contribution, "receipt", _as_the_shards_say)
+
+
+def _as_the_shards_say(contribution: Contribution, _: object = None) -> Receipt:
+    word = receipt_word([receipt.status for receipt in contribution.receipts.values()])
+    return Receipt(word, 0, contribution.round)
+
+
+@mutant("quorum")
+def a_round_that_starts_over_forgets_whom_it_has_told(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Attempt, "promised", lambda *_: set())
+
+
+@mutant("quorum")
+def a_round_with_too_few_left_is_skipped(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Contribution, "was_passed_over", lambda *_: False)
+    patch.setattr(Synchronous, "quorum", _none_if_too_few)
+
+
+def _none_if_too_few(self: Synchronous, contributors: int) -> int | None:
+    return None if self.wanted is None or contributors < self.wanted else self.wanted
+
+
+# --- Receipts -----------------------------------------------------------------------------------------------------
+
+
+@mutant("reads")
+def shards_remember_one_decision(patch: pytest.MonkeyPatch) -> None:
+    """When they are started again."""
+    learn = Counted.learn
+
+    def only(self: Counted, decision: Any, *gathered: Any) -> None:
+        if self._latest is None:
+            self._known.clear()
+        learn(self, decision, *gathered)
+
+    patch.setattr(Counted, "learn", only)
 
 
 # --- Workers ------------------------------------------------------------------------------------------------------
