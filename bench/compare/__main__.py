@@ -19,6 +19,7 @@ import importlib.util
 import json
 import sys
 import tempfile
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -30,16 +31,19 @@ from bench.compare.turns import Length, Result, measure
 from bench.compare.workload import Files
 from bench.processes import Process, by_name
 
-WHOLE, QUICK = Length(turns=4, block=5), Length(turns=2, block=3)
+WHOLE, QUICK = Length(turns=4, block=5, warm_up=6), Length(turns=2, block=3, warm_up=4)
 PACKAGES = ("numpy", "grpcio", "protobuf", "llvmlite", "torch", "ray")
 
 
+BEGAN = time.perf_counter()
+
+
 def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(f"{time.perf_counter() - BEGAN:6.1f} s: {text}", file=sys.stderr, flush=True)
 
 
-def chosen(keys: list[str]) -> list[System]:
-    systems = [system for system in SYSTEMS if not keys or system.key in keys]
+def chosen(keys: list[str], *, quick: bool) -> list[System]:
+    systems = [system for system in SYSTEMS if (system.key in keys if keys else system.quick or not quick)]
     for system in systems:
         if missing := lacking(system):
             say(f"{system.key} is left out: {', '.join(missing)} not installed (make bench-setup)")
@@ -78,13 +82,15 @@ def wrong(systems: list[System], results: list[Result]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few steps: in less than two minutes")
+    parser.add_argument(
+        "--quick", action="store_true", help="few steps, and not every variant: in less than two minutes"
+    )
     parser.add_argument("--only", nargs="*", default=[], metavar="KEY", choices=[s.key for s in SYSTEMS])
     parser.add_argument("--workers", nargs="*", type=int, default=[1, 2])
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--no-write", action="store_true", help="leave the documentation as it is")
     options = parser.parse_args()
-    systems, versions = chosen(options.only), pages.versions(PACKAGES)
+    systems, versions = chosen(options.only, quick=options.quick), pages.versions(PACKAGES)
     results = run(systems, options.workers, QUICK if options.quick else WHOLE)
     table = markdown(systems, results, versions)
     if options.json:

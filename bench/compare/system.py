@@ -73,6 +73,7 @@ class System:
         tolerance: how far parameters may be off (workload.deviation); None: it computes none.
         slow: gets a third of the steps.
         server: it has one.
+        quick: it takes part with --quick.
     """
 
     key: str
@@ -85,3 +86,4 @@ class System:
     tolerance: float | None = 1e-4
     slow: bool = False
     server: bool = True
+    quick: bool = True

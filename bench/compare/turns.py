@@ -10,8 +10,6 @@ from bench.compare.sides import Sides
 from bench.compare.system import System
 from bench.compare.workload import Files
 
-WARM_UP = 4
-
 
 @dataclass(frozen=True)
 class Result:
@@ -35,34 +33,44 @@ class Result:
 
 @dataclass(frozen=True)
 class Length:
-    """How much is measured: `turns` of blocks of so many steps; a third of the steps for systems that are slow."""
+    """How much is measured.
+
+    Attributes:
+        turns: how often each system has its turn.
+        block: steps of a turn; a third of them for systems that are slow.
+        warm_up: steps before the first, which do not count.
+    """
 
     turns: int
     block: int
+    warm_up: int
 
     def block_of(self, system: System) -> int:
         return max(1, self.block // 3) if system.slow else self.block
 
+    def warm_up_of(self, system: System) -> int:
+        return max(1, self.warm_up // 3) if system.slow else self.warm_up
+
     def steps_of(self, system: System) -> int:
         """With those that warm up."""
-        return WARM_UP // (2 if system.slow else 1) + self.turns * self.block_of(system)
+        return self.warm_up_of(system) + self.turns * self.block_of(system)
 
 
 def measure(
     systems: Sequence[System], workers: int, files: Files, length: Length, say: Callable[[str], None], *, check: bool
 ) -> list[Result]:
     """Start all, have them do their steps in turns, check their numbers."""
-    sides = []
+    say(f"{workers} workers: {', '.join(system.key for system in systems)}")
+    sides = [Sides(system, workers, files) for system in systems]
     try:
-        for system in systems:
-            say(f"W{workers}: {system.key} starts")
-            one = Sides(system, workers, files)
-            sides.append(one)
+        for one in sides:
             one.join()
+        for one in sides:
             one.begin()
-            one.block(WARM_UP // (2 if system.slow else 1), count=False)
+        for one in sides:
+            one.block(length.warm_up_of(one.system), count=False)
         for turn in range(length.turns):
-            say(f"W{workers}: turn {turn + 1} of {length.turns}")
+            say(f"turn {turn + 1} of {length.turns}")
             for one in sides if turn % 2 == 0 else reversed(sides):
                 one.block(length.block_of(one.system))
         return [_result(one, check=check) for one in sides]

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from stepd.buffers import Array, Picture
 from stepd.contribution import Contribution, Settled, failure
+from stepd.delivery import Delivery
 from stepd.errors import Aborted, StepdError
 from stepd.membership import Membership, Rejoined
 from stepd.outcome import decision_of
@@ -49,8 +50,13 @@ class Exchange:
         self._held: Contribution | None = None
         self._resending: asyncio.Task[None] | None = None
         self._busy = False
-        self.acknowledged: round_pb2.RoundId | None = None
+        self._delivery = Delivery(streams)
         self.membership: Membership  # set by join, which needs our on_round first
+
+    @property
+    def acknowledged(self) -> round_pb2.RoundId | None:
+        """The attempt whose contribution every shard has acknowledged last."""
+        return self._delivery.acknowledged
 
     @property
     def held(self) -> Contribution | None:
@@ -100,7 +106,8 @@ class Exchange:
             state: of the run; its round is the first that takes a contribution of the new one.
         """
         held, first = self._held, state.round
-        self._first, self._next, self._rejoined_at, self.acknowledged = first, first.round, state.step, None
+        self._first, self._next, self._rejoined_at = first, first.round, state.step
+        self._delivery.acknowledged = None
         if held is None or held.over or held.sender != before:
             return
         if held.in_turn or held.round < first.round:
@@ -253,7 +260,7 @@ class Exchange:
             first = asyncio.get_running_loop().create_future()
 
             async def deliver(shard: int, first: asyncio.Future[int] = first) -> None:
-                await self._deliver(contribution, shard)
+                await self._delivery.deliver(contribution, shard)
                 if not first.done():
                     first.set_result(shard)
 
@@ -266,7 +273,7 @@ class Exchange:
         shard = await asyncio.shield(first)
         receipt = contribution.receipts[shard]
         if receipt.HasField("id"):
-            request = self._awaiting(contribution)
+            request = self._delivery.awaiting(contribution)
             request.round, request.attempt = receipt.id.round, receipt.id.attempt
             header = await self._streams.peek(shard, request)
             if not contribution.is_in(receipt.id, header):
@@ -275,72 +282,25 @@ class Exchange:
     async def _carry_once(
         self, contribution: Contribution, picture: Picture | None, regions: Sequence[Array], *, peek: bool
     ) -> dict[int, shard_pb2.PullHeader]:
-        pushes = [self._deliver(contribution, shard) for shard in self._streams.shards]
+        delivery = self._delivery
+
+        def on_decision(decision: round_pb2.Decision) -> None:
+            self._check_outcome(contribution, decision)
+
+        if picture is not None and delivery.is_small(contribution, picture):
+            work = together((delivery.at_once(contribution, picture, regions, on_decision),), self._guards())
+            (headers,) = await work
+            if headers is not None:
+                return headers
         if picture is not None:
-            read = self._receive(contribution, picture, regions)
+            first = delivery.receive(contribution, picture, regions, on_decision, self.membership.member)
+        elif peek:
+            first = delivery.peek(contribution)
         else:
-            read = self._peek(contribution) if peek else nothing()
-        headers, *_ = await together((read, *pushes), self._guards())
+            first = nothing()
+        pushes = (delivery.deliver(contribution, shard) for shard in self._streams.shards)
+        headers, *_ = await together((first, *pushes), self._guards())
         return headers
-
-    async def _deliver(self, contribution: Contribution, shard: int) -> dict[int, shard_pb2.PullHeader]:
-        if shard in contribution.receipts or contribution.over:
-            return {}
-        plan = self._streams.plan
-        push = plan.pushes(contribution.views)[shard]
-        header = shard_pb2.PushHeader(
-            run=self._streams.run,
-            member=contribution.sender,
-            id=None if contribution.round < 0 else contribution.id,
-            weight=contribution.weight,
-            ranges=push.ranges,
-            layout_version=plan.version,
-            sequence=contribution.sequence,
-            based_on=contribution.based_on,
-        )
-        tried = (contribution.attempt, shard)
-        again = tried in contribution.begun
-        contribution.begun.add(tried)
-        receipt = await self._streams.push(shard, header, push, contribution.views)
-        if again and receipt.status == shard_pb2.RECEIPT_STATUS_DUPLICATE:
-            receipt.status = shard_pb2.RECEIPT_STATUS_ACCEPTED
-        contribution.receipts[shard] = receipt
-        if receipt.HasField("in_turn"):
-            self._streams.in_turn = receipt.in_turn
-        if len(contribution.receipts) == len(self._streams.shards):
-            self.acknowledged = receipt.id if contribution.round < 0 else contribution.id
-        return {}
-
-    async def _receive(
-        self, contribution: Contribution, picture: Picture, regions: Sequence[Array]
-    ) -> dict[int, shard_pb2.PullHeader]:
-        def on_header(header: shard_pb2.PullHeader) -> None:
-            if header.HasField("decision") and header.decision.id.round == contribution.round:
-                self._check_outcome(contribution, header.decision)
-
-        try:
-            if contribution.in_turn:
-                # Others have rounds meanwhile: the version after ours, or a later one.
-                return await self._streams.pull_one_version(self._awaiting(contribution), picture, regions, on_header)
-            return await self._streams.pull_all(self._awaiting(contribution), picture, regions, on_header)
-        except Aborted as error:
-            if error.reason != "VERSION_PASSED":
-                raise
-            # The round is over and so is its version; there is a newer one.
-            contribution.over = True
-            return await self._streams.pull_now(picture, regions, self.membership.member)
-
-    async def _peek(self, contribution: Contribution) -> dict[int, shard_pb2.PullHeader]:
-        return {0: await self._streams.peek(0, self._awaiting(contribution))}
-
-    def _awaiting(self, contribution: Contribution) -> shard_pb2.PullRequest:
-        awaited = contribution.round >= 0
-        return shard_pb2.PullRequest(
-            run=self._streams.run,
-            round=contribution.round if awaited else None,
-            attempt=contribution.attempt if awaited and not contribution.over else None,
-            member=contribution.sender,
-        )
 
     async def _restarted(self, contribution: Contribution, error: Aborted) -> None:
         """The round is gathered again: everything anew under the attempt that the shard named."""

@@ -14,6 +14,10 @@ BLOCK_ELEMENTS: Final = 64 * KIB
 # of its size. With seven arrays of this, which is what Muon needs, a shard is at 7 GiB of float32.
 WHOLE_ELEMENTS_MAX: Final = 1 << 28
 
+# Threads of a shard that compute at once: each has a slot in the memory of every run, and more than these wait for
+# memory rather than compute.
+COMPUTE_THREADS_MAX: Final = 16
+
 # --- Wire -------------------------------------------------------------------------------------------------------
 
 # Payload bytes of a chunk: near the best for gRPC; 64 KiB halves the throughput and 16 MiB gains nothing.
@@ -24,6 +28,11 @@ CHUNK_BYTES_MAX: Final = 2 * MIB
 MESSAGES_KEPT: Final = 8
 # Shared memory: below this a message that holds the elements is as quick as one that says where they lie.
 SHARED_BYTES_MIN: Final = 64 * KIB
+# A contribution up to this size, of a shard with as little to pull, goes there and back in one call: below it a step is
+# calls and not bytes. A shard may hold as much for each worker whose round is yet to begin, as it may of a stream.
+AT_ONCE_BYTES_MAX: Final = 64 * KIB
+# What holds it, with everything that names it.
+AT_ONCE_MESSAGE_BYTES_MAX: Final = 4 * AT_ONCE_BYTES_MAX
 # What is copied into shared memory, or finished there, between two messages that say so: few messages, and the other
 # side begins early.
 SHARED_BYTES_AT_ONCE: Final = 4 * MIB

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 import grpc
 
 from stepd.channel import TLS, open_channel
-from stepd.limits import MIB, WAIT_S
+from stepd.limits import AT_ONCE_BYTES_MAX, MIB, WAIT_S
 from stepd.loop import Loop
 from stepd.retry import Patience, persist
 from stepd.v1 import coordinator_pb2, coordinator_pb2_grpc, shard_pb2
@@ -33,6 +33,9 @@ class ShardCalls:
         )
         self.pull: Any = channel.unary_stream(
             "/stepd.v1.Shard/Pull", request_serializer=shard_pb2.PullRequest.SerializeToString
+        )
+        self.push_and_pull: Any = channel.unary_unary(
+            "/stepd.v1.Shard/PushAndPull", response_deserializer=shard_pb2.PushAndPullResponse.FromString
         )
         self.stage: Any = channel.stream_unary(
             "/stepd.v1.Shard/StageState", response_deserializer=shard_pb2.StageStateResponse.FromString
@@ -56,7 +59,10 @@ class Session:
         retry_for: seconds for which a call is tried again.
         transport: of gradients and parameters: "auto", "grpc" or "shm".
         loop: everything below runs in it.
+        at_once_bytes: what is no larger goes to a shard and back in one call.
     """
+
+    at_once_bytes = AT_ONCE_BYTES_MAX
 
     def __init__(
         self,

@@ -13,11 +13,11 @@ from typing import Any, Final, Literal
 
 import grpc
 
-from stepd import encodings, specs, wire
+from stepd import at_once, encodings, specs, wire
 from stepd.buffers import Array, Picture
 from stepd.encodings import Encoding
 from stepd.errors import Aborted, StepdError, Unavailable
-from stepd.limits import SHARED_BYTES_MIN
+from stepd.limits import SHARED_BYTES_MIN, WAIT_S
 from stepd.one_version import Headers, OnHeader, asking_for, ignore, one_version
 from stepd.parameters import ParameterTable
 from stepd.retry import PAUSE_S_MIN, Patience
@@ -133,11 +133,46 @@ class RunStreams:
                 receipt: shard_pb2.PushResponse = await self._send(
                     self._calls(shard).push, raw, messages, push.payload_bytes
                 )
-                if tries > 1 and receipt.status == shard_pb2.RECEIPT_STATUS_DUPLICATE:
-                    receipt.status = shard_pb2.RECEIPT_STATUS_ACCEPTED  # by a try whose answer was lost
-                return receipt
+                return _own(receipt, tries)
             except grpc.RpcError as error:
                 await self._wait(shard, patience, from_rpc_error(error, target=self._targets[shard]))
+        raise AssertionError  # count does not end
+
+    async def push_and_pull(
+        self,
+        shard: int,
+        header: shard_pb2.PushHeader,
+        push: ShardPush,
+        views: Mapping[int, memoryview],
+        request: shard_pb2.PullRequest,
+        picture: Picture,
+        regions: Sequence[Array],
+        on_header: OnHeader,
+    ) -> tuple[shard_pb2.PushResponse, shard_pb2.PullHeader | None]:
+        """Both in one call, for little. The arguments are those of `push` and `pull`; without a header: pull."""
+        _ask_for(request, shard, picture)
+        request.encoding = self.parameters
+        own = wire.encode_header(shard_pb2.PushRequest, header)
+        raw = at_once.encode_request((own, *push.messages(views, self.gradients)), request)
+        patience = self._patience("PushAndPull", shard)
+        for tries in count(1):
+            patience.begin()
+            try:
+                # The one may wait, and then the other.
+                timeout = self.session.bulk_timeout(len(raw)) + WAIT_S
+                answer = await self._calls(shard).push_and_pull(raw, timeout=timeout)
+            except grpc.RpcError as error:
+                await self._wait(shard, patience, from_rpc_error(error, target=self._targets[shard]))
+                continue
+            pulled, chunks = at_once.pulled_of(answer)
+            if pulled is not None:
+                on_header(pulled)
+                receiver = picture.receiver(shard, regions)
+                for chunk in chunks:
+                    receiver.take(chunk)
+                if not receiver.complete:
+                    raise StepdError(f"shard {shard} ended a pull before its end")
+            return _own(answer.receipt, tries), pulled
         raise AssertionError  # count does not end
 
     async def pull(
@@ -163,9 +198,7 @@ class RunStreams:
         Raises:
             Aborted: of a reason in OVER.
         """
-        request.ClearField("ranges")
-        request.ranges.extend(picture.ranges(shard))
-        request.layout_version = picture.version
+        _ask_for(request, shard, picture)
         again = again and not (request.HasField("round") or request.HasField("step"))
         patience = self._patience("Pull", shard)
         while True:
@@ -344,6 +377,18 @@ class RunStreams:
         if len({header.step for header in headers.values()}) <= 1:
             return headers
         return await self.pull_now(picture, regions, member)
+
+
+def _ask_for(request: shard_pb2.PullRequest, shard: int, picture: Picture | StatePicture) -> None:
+    request.ClearField("ranges")
+    request.ranges.extend(picture.ranges(shard))
+    request.layout_version = picture.version
+
+
+def _own(receipt: shard_pb2.PushResponse, tries: int) -> shard_pb2.PushResponse:
+    if tries > 1 and receipt.status == shard_pb2.RECEIPT_STATUS_DUPLICATE:
+        receipt.status = shard_pb2.RECEIPT_STATUS_ACCEPTED  # by a try whose answer was lost
+    return receipt
 
 
 def _header(raw: Any) -> shard_pb2.PullHeader:

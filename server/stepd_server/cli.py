@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from stepd.errors import InvalidArgument
-from stepd.limits import SHARDS_MAX
+from stepd.limits import COMPUTE_THREADS_MAX, SHARDS_MAX
 from stepd.memory import tune_malloc
 from stepd.targets import Target, parse_target
 from stepd.tls import TLS
@@ -32,6 +32,7 @@ from stepd_server.settings import (
     Security,
     ShardSettings,
     check_exposure,
+    cores,
 )
 from stepd_server.supervisor import run_fleet
 from stepd_server.tokens import FLEET_TOKEN_VARIABLE, Tokens
@@ -101,6 +102,7 @@ def build_parser(environ: Mapping[str, str] = os.environ) -> argparse.ArgumentPa
     serve.add(
         "--advertise", str, "HOST", "the name under which other machines reach this one; if --listen is on all of them"
     )
+    serve.add("--threads", _threads, "N", "threads that each shard computes with; without it, its share of the cores")
     _add_common(serve)
 
     coordinator = _Flags(
@@ -126,6 +128,7 @@ def build_parser(environ: Mapping[str, str] = os.environ) -> argparse.ArgumentPa
         "HOST:PORT",
         "the address to give to them, if it is not that of --listen (port 0: the same port)",
     )
+    shard.add("--threads", _threads, "N", "threads that it computes with; without it, one for each core")
     _add_common(shard)
     return parser
 
@@ -216,13 +219,16 @@ def read_settings(args: argparse.Namespace) -> CoordinatorSettings | ShardSettin
             advertise=args.advertise,
             tokens_file=args.tokens and args.tokens.absolute(),
             insecure=args.insecure,
+            threads=args.threads,
             **common,
         )
     if tokens is not None:
         tokens.require_fleet_token()
     if args.role == "coordinator":
         return CoordinatorSettings(shards=args.shards, **common)
-    return ShardSettings(index=args.index, coordinator=args.coordinator, advertise=args.advertise, **common)
+    return ShardSettings(
+        index=args.index, coordinator=args.coordinator, advertise=args.advertise, threads=args.threads, **common
+    )
 
 
 def _target(text: str) -> Target:
@@ -238,9 +244,10 @@ def _shard_count(text: str) -> int:
     return int(text)
 
 
-def cores() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0))
+def _threads(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= COMPUTE_THREADS_MAX:
+        raise argparse.ArgumentTypeError(f"expected 1 to {COMPUTE_THREADS_MAX}, got {text!r}")
+    return int(text)
 
 
 def _shard_count_or_auto(text: str) -> int:

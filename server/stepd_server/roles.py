@@ -51,7 +51,9 @@ async def run_shard(settings: ShardSettings) -> int:
     """Serve as a shard until told to stop. Returns the exit code."""
     from stepd_server.shard.registration import Registration  # noqa: PLC0415
     from stepd_server.shard.service import ShardService  # noqa: PLC0415
+    from stepd_server.shard.threads import THREADS  # noqa: PLC0415
 
+    THREADS.use(settings.threads)
     stop = stop_event(lifeline=settings.lifeline)
     with _own_folder(settings, f"shard-{settings.index}") as folder:
         service = ShardService(folder, settings.index)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,15 @@ from stepd.targets import Target, is_loopback
 from stepd.tls import TLS
 from stepd_server.tokens import Tokens
 
-__all__ = ["CannotStart", "CoordinatorSettings", "FleetSettings", "Security", "ShardSettings", "check_exposure"]
+__all__ = [
+    "CannotStart",
+    "CoordinatorSettings",
+    "FleetSettings",
+    "Security",
+    "ShardSettings",
+    "check_exposure",
+    "cores",
+]
 
 
 class CannotStart(Exception):
@@ -88,11 +97,13 @@ class ShardSettings(ServerSettings):
         index: which of the fleet's shards it is, from 0.
         coordinator: where to register.
         advertise: the address that others reach it at; None for that of `listen`, and port 0 for its port.
+        threads: that it computes with; None for one for each core.
     """
 
     index: int
     coordinator: Target
     advertise: Target | None = None
+    threads: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,12 +115,19 @@ class FleetSettings(ServerSettings):
         advertise: the name under which other machines reach this one; None for the host of `listen`.
         tokens_file: where `security.tokens` came from.
         insecure: whether exposure without TLS and tokens was asked for.
+        threads: that each shard computes with; None for its share of the cores.
     """
 
     shards: int = 1
+    threads: int | None = None
     advertise: str | None = None
     tokens_file: Path | None = None
     insecure: bool = False
+
+
+def cores() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def check_exposure(listen: Target, security: Security, *, insecure: bool) -> None:

@@ -17,12 +17,13 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, Final
 
+from stepd.limits import COMPUTE_THREADS_MAX
 from stepd.targets import Target, is_wildcard
 from stepd_server.child import Child
 from stepd_server.folders import lock_folder, temporary_folder
 from stepd_server.metrics.endpoint import announced, serving_metrics
 from stepd_server.process import announce, stop_event
-from stepd_server.settings import CannotStart, FleetSettings
+from stepd_server.settings import CannotStart, FleetSettings, cores
 from stepd_server.tokens import FLEET_TOKEN_VARIABLE
 
 __all__ = ["FLEET_FILE", "run_fleet"]
@@ -142,10 +143,17 @@ class _Fleet:
             )
 
     def _shard(self, index: int) -> Child:
+        threads = self._settings.threads or min(max(1, cores() // self._settings.shards), COMPUTE_THREADS_MAX)
+        flags = {
+            "index": index,
+            "coordinator": self._target,
+            "advertise": Target(self._host, 0),
+            "threads": threads,
+        }
         return self._child(
             f"shard {index}",
             Target(self._settings.listen.host, 0),
-            ["shard", f"--index={index}", f"--coordinator={self._target}", f"--advertise={Target(self._host, 0)}"],
+            ["shard", *(f"--{flag}={value}" for flag, value in flags.items())],
             ready_event="registered",
         )
 

@@ -163,7 +163,9 @@ class Call:
             if handler.request_streaming:
                 request: Any = self._incoming()
             else:
-                request = handler.request_deserializer(await self.requests.get())
+                request = await self.requests.get()
+                if handler.request_deserializer:
+                    request = handler.request_deserializer(request)
             if handler.response_streaming:
                 async for message in handler.unary_stream(request, context):
                     await self.answers.room()

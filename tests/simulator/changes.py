@@ -11,6 +11,7 @@ import numpy as np
 from stepd import specs
 from stepd.adding import add_group
 from stepd.errors import OverlappingGroups
+from stepd.limits import AT_ONCE_BYTES_MAX
 from stepd.parameters import ParamGroup, define_group
 from stepd.policies import AnySync
 from stepd.retry import Patience
@@ -54,7 +55,8 @@ class Here:
 class WorldSession(Session):
     """A session over the world's network."""
 
-    def __init__(self, network: Network, process: Process) -> None:
+    def __init__(self, network: Network, process: Process, *, at_once: bool = False) -> None:
+        self.at_once_bytes = AT_ONCE_BYTES_MAX if at_once else 0
         self.target = "coordinator:7000"
         self.transport = "grpc"
         self.timeout = TIMEOUT_S

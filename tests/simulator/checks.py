@@ -13,7 +13,7 @@ from tests.simulator.changes import added_masters
 from tests.simulator.model import Model
 from tests.simulator.readers import Read
 from tests.simulator.scenario import Scenario
-from tests.simulator.sent import Contradiction, Contributions, Key, States, keys_of
+from tests.simulator.sent import Contradiction, Contributions, Key, States, keys_of, messages_of
 from tests.simulator.world import World, history
 
 
@@ -42,7 +42,7 @@ def _contributions(world: World) -> Contributions:
     rounds = {(*answer.member, -1, answer.sequence): answer.round for answer in world.answers}
     contributions = Contributions(layouts, rounds)
     for call in world.pushes:
-        contributions.add(_shard(call), call.sent)
+        contributions.add(_shard(call), messages_of(call.path, call.sent))
     return contributions
 
 

@@ -83,6 +83,7 @@ def draw(seed: int, theme: Theme | None = None) -> Scenario:
         schedule=schedule,
         on_nonfinite=rng.choice(("skip", "quarantine", "error")),
         poison=poison,
+        at_once=seed % 2 == 1,
         partial=rng.choice((0.0, 0.0, 0.3)),
         pushes=rng.choice((0.0, 0.0, 0.5)),
         late=tuple(0.0 if rng.random() < 0.7 else rng.uniform(0, 0.1) for _ in range(workers)),

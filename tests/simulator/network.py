@@ -32,7 +32,7 @@ class Channel:
         def call(request: Any, timeout: float | None = None, **_: Any) -> UnaryCall:
             one = UnaryCall(self, path, timeout)
             one.deserialize = response_deserializer
-            one.sent.append(request_serializer(request))
+            one.sent.append(request_serializer(request) if request_serializer else request)
             one.requests.send(one.sent[0])
             return one
 

@@ -60,6 +60,7 @@ class Scenario:
         workers: how many.
         target: steps.
         poison: (worker, step): its gradient for that step has a NaN, until a decision has named it.
+        at_once: contributions go to shards, and parameters come back, in one call.
         partial: how often a parameter is left out of a contribution.
         pushes: how often a worker pushes and pulls instead of doing both at once.
         late: by worker, seconds after which it joins.
@@ -85,6 +86,7 @@ class Scenario:
     schedule: Schedule | None = None
     on_nonfinite: OnNonfinite = "skip"
     poison: frozenset[tuple[int, int]] = frozenset()
+    at_once: bool = False
     partial: float = 0.0
     pushes: float = 0.0
     late: tuple[float, ...] = ()

@@ -50,6 +50,14 @@ class Sent:
     ranges: dict[int, tuple[tuple[int, int], ...]]
 
 
+def messages_of(path: str, sent: Iterable[bytes]) -> Iterable[bytes]:
+    """The stream of a contribution, however it went out."""
+    if not path.endswith("/PushAndPull"):
+        return sent
+    (raw,) = sent
+    return [message.SerializeToString() for message in shard_pb2.PushAndPullRequest.FromString(raw).push]
+
+
 class Contradiction(Exception):
     """Something that must not be; says what."""
 

@@ -137,7 +137,7 @@ class WorkerHost:
     # --- A training loop ------------------------------------------------------------------------------------------
 
     async def _work(self) -> None:
-        session = WorldSession(self.world.network, self.process)
+        session = WorldSession(self.world.network, self.process, at_once=self.world.scenario.at_once)
         request = coordinator_pb2.GetRunRequest(run=RUN)
         found = await self._answered("run", session.ask("GetRun", request))
         streams = streams_of(session, found)

@@ -96,7 +96,7 @@ class World:
         method = call.path.rpartition("/")[2]
         if call.status is None:
             self.note("calls", call.channel.process.name, method, call.channel.host, call.number)
-            if method == "Push":
+            if method in ("Push", "PushAndPull"):
                 self.pushes.append(call)
             elif method == "StageState":
                 self.stagings.append(call)

@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 import grpc
 import numpy as np
 
-from stepd import wire
-from stepd.errors import FailedPrecondition, StepdError
+from stepd import at_once, wire
+from stepd.errors import Aborted, FailedPrecondition, StepdError
 from stepd.policies import Sync
 from stepd.rules import SGD
 from stepd.specs import optimizer_to_proto, sync_to_proto
@@ -89,7 +89,9 @@ class FakeShard:
 
     def serve_pull(self, request: shard_pb2.PullRequest, context: Any) -> Iterator[bytes]:
         self.pulled.append(request)
-        answer = self.pull(request)
+        yield from self.say(self.pull(request), context)
+
+    def say(self, answer: tuple[shard_pb2.PullHeader, float] | StepdError, context: Any) -> Iterator[bytes]:
         if isinstance(answer, StepdError):
             abort(context, answer)
         assert isinstance(answer, tuple)
@@ -97,8 +99,18 @@ class FakeShard:
         data = np.full(SIZE, answer[1], np.float32)
         yield wire.encode_chunk(0, data.nbytes, [memoryview(data).cast("B")])
 
+    def serve_push_and_pull(self, raw: bytes, context: Any) -> bytes:
+        request = shard_pb2.PushAndPullRequest.FromString(raw)
+        answer = self.serve_push((message.SerializeToString() for message in request.push), context)
+        answered = self.pull(request.pull)
+        self.pulled.append(request.pull)
+        if isinstance(answered, Aborted) and answered.reason != "ROUND_RESTARTED":
+            return at_once.encode_response(answer, [])
+        return at_once.encode_response(answer, self.say(answered, context))
+
     def add_to(self, server: grpc.Server) -> None:
         handlers = {
+            "PushAndPull": grpc.unary_unary_rpc_method_handler(self.serve_push_and_pull),
             "Push": grpc.stream_unary_rpc_method_handler(
                 self.serve_push, response_serializer=shard_pb2.PushResponse.SerializeToString
             ),

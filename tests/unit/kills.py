@@ -63,11 +63,15 @@ class Kills:
             self._made += 1
 
     def _watch_journal(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        store, write = Journal.store, Journal.write
+        store, mark, write = Journal.store, Journal.mark, Journal.write
 
         def storing(journal: Journal, field: Field, value: int) -> None:
             store(journal, field, value)
             self.die(f"after {field.name} = {value}")
+
+        def marking(journal: Journal, turn: int, value: int) -> None:
+            mark(journal, turn, value)
+            self.die(f"after turn {turn} = {value:x}")
 
         def writing(journal: Journal, target: Array, source: Array) -> None:
             if self._folder and target.size > 1:
@@ -79,6 +83,7 @@ class Kills:
                 self.die("after an array")
 
         monkeypatch.setattr(Journal, "store", storing)
+        monkeypatch.setattr(Journal, "mark", marking)
         monkeypatch.setattr(Journal, "write", writing)
 
     def _watch_updates(self, monkeypatch: pytest.MonkeyPatch) -> None:

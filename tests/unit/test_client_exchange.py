@@ -11,6 +11,7 @@ import pytest
 
 import stepd
 from stepd.errors import Aborted, FailedPrecondition, StepdError, Unavailable
+from stepd.session import Session
 from stepd.v1 import coordinator_pb2, round_pb2, shard_pb2
 from tests.patience import PATIENCE_S
 from tests.unit.fake_fleet import MEMBER, SIZE, FakeFleet, FakeShard, decided, receipt
@@ -19,8 +20,10 @@ GRAD = {"w": np.full(2 * SIZE, 5, np.float32)}
 ACCEPTED, DUPLICATE = shard_pb2.RECEIPT_STATUS_ACCEPTED, shard_pb2.RECEIPT_STATUS_DUPLICATE
 
 
-@pytest.fixture
-def fleet() -> Iterator[FakeFleet]:
+@pytest.fixture(params=[0, 1 << 16], ids=["streams", "at-once"])
+def fleet(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeFleet]:
+    """Whose workers send and read in streams, or in one call."""
+    monkeypatch.setattr(Session, "at_once_bytes", request.param)
     fleet = FakeFleet(2)
     yield fleet
     fleet.close()
@@ -127,7 +130,7 @@ def test_a_shard_that_stays_away_is_unavailable_with_what_was_tried(fleet: FakeF
     worker = impatient
     fleet.shards[1].hears_out = True
     fleet.shards[1].push = lambda header: Unavailable("still starting")
-    with pytest.raises(Unavailable, match=r"Push of run 'run' on shard 1 .* failed .* still starting") as caught:
+    with pytest.raises(Unavailable, match=r"Push(AndPull)? of run 'run' on shard 1 .* failed .* starting") as caught:
         worker.step(GRAD)
     assert caught.value.details["target"] == fleet.layout.shards[1].target
     # What got through is in the round, so the next step sends the same again before anything else.

@@ -207,10 +207,11 @@ def test_reading_what_was_never_written_is_a_mistake() -> None:
 def test_small_blocks_are_not_worth_it_unless_it_is_there() -> None:
     rule, at = SGD(lr=0.1), Moment(1, 0.1)
     step = Updates(np.dtype(np.float32), PLAIN)
-    small, large = np.ones(10, np.float32), np.ones(1 << 14, np.float32)
-    assert not step.run(0, rule, 1.0, at, small, small.copy(), ())
-    assert step.run(0, rule, 1.0, at, large, large.copy(), ())
-    assert step.run(0, rule, 1.0, at, small, np.ones(10, np.float32), ())
+    assert step.find(0, rule, 1.0, at, 10) is None
+    assert step.find(0, rule, 1.0, at, 1 << 14)
+    update, small = step.find(0, rule, 1.0, at, 10), np.ones(10, np.float32)
+    assert update
+    update.kernel(update.constants, [small, np.ones(10, np.float32)])
     np.testing.assert_array_equal(small, np.float32(0.9))
 
 
@@ -228,13 +229,14 @@ def test_shards_step_alike_with_and_without(tmp_path: Path, monkeypatch: pytest.
         expected = await trained(tmp_path / "numpy")
         monkeypatch.setattr(updates, "_ELEMENTS_MIN", 0)
         ran: list[bool] = []
-        run_one = Updates.run
+        find = Updates.find
 
-        def counted(*arguments: Any) -> bool:
-            ran.append(run_one(*arguments))
-            return ran[-1]
+        def counted(*arguments: Any) -> Any:
+            found = find(*arguments)
+            ran.append(found is not None)
+            return found
 
-        monkeypatch.setattr(Updates, "run", counted)
+        monkeypatch.setattr(Updates, "find", counted)
         assert await trained(tmp_path / "compiled") == expected
         assert ran
         assert all(ran)
@@ -243,11 +245,9 @@ def test_shards_step_alike_with_and_without(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_rule_without_a_kernel_is_refused_quietly() -> None:
-    large = np.ones(1 << 14, np.float32)
     rule = Rule.registry["Rprop"](lr=0.1)
     step = Updates(np.dtype(np.float32), PLAIN)
-    assert not step.run(0, rule, 1.0, Moment(1, 0.1), large, large, (large, large))
-    assert (large == 1).all()
+    assert step.find(0, rule, 1.0, Moment(1, 0.1), 1 << 14) is None
 
 
 def test_programs_can_be_told_apart() -> None:

@@ -18,6 +18,7 @@ from stepd_server.settings import (
     Security,
     ShardSettings,
     check_exposure,
+    cores,
 )
 from stepd_server.tokens import Role, Tokens
 
@@ -53,7 +54,25 @@ def test_as_many_shards_as_there_are_cores_or_as_there_were(tmp_path: Path, monk
 
 
 def test_cores_are_those_that_may_be_used() -> None:
-    assert cli.cores() == len(os.sched_getaffinity(0))
+    assert cores() == len(os.sched_getaffinity(0))
+
+
+def test_threads() -> None:
+    for settings_of in (
+        settings("serve", "--threads=3"),
+        settings(
+            "shard",
+            "--listen=127.0.0.1:0",
+            "--index=0",
+            "--coordinator=127.0.0.1:1",
+            environ={"STEPD_SERVER_THREADS": "3"},
+        ),
+    ):
+        assert not isinstance(settings_of, CoordinatorSettings)
+        assert settings_of.threads == 3
+    for wrong in ("0", "17", "-1", "two"):
+        with pytest.raises(SystemExit):
+            settings("serve", f"--threads={wrong}")
 
 
 def test_roles_by_flags() -> None:

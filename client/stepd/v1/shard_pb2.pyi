@@ -239,6 +239,22 @@ class PullResponse(_message.Message):
     encoded: EncodedChunk
     def __init__(self, header: _Optional[_Union[PullHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., shared: _Optional[_Union[SharedChunk, _Mapping]] = ..., encoded: _Optional[_Union[EncodedChunk, _Mapping]] = ...) -> None: ...
 
+class PushAndPullRequest(_message.Message):
+    __slots__ = ("push", "pull")
+    PUSH_FIELD_NUMBER: _ClassVar[int]
+    PULL_FIELD_NUMBER: _ClassVar[int]
+    push: _containers.RepeatedCompositeFieldContainer[PushRequest]
+    pull: PullRequest
+    def __init__(self, push: _Optional[_Iterable[_Union[PushRequest, _Mapping]]] = ..., pull: _Optional[_Union[PullRequest, _Mapping]] = ...) -> None: ...
+
+class PushAndPullResponse(_message.Message):
+    __slots__ = ("receipt", "pulled")
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    PULLED_FIELD_NUMBER: _ClassVar[int]
+    receipt: PushResponse
+    pulled: _containers.RepeatedCompositeFieldContainer[PullResponse]
+    def __init__(self, receipt: _Optional[_Union[PushResponse, _Mapping]] = ..., pulled: _Optional[_Iterable[_Union[PullResponse, _Mapping]]] = ...) -> None: ...
+
 class ShareMemoryOffer(_message.Message):
     __slots__ = ("run", "member", "layout_version")
     RUN_FIELD_NUMBER: _ClassVar[int]

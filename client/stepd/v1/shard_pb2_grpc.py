@@ -56,6 +56,11 @@ class ShardStub(object):
                 request_serializer=stepd_dot_v1_dot_shard__pb2.PullRequest.SerializeToString,
                 response_deserializer=stepd_dot_v1_dot_shard__pb2.PullResponse.FromString,
                 _registered_method=True)
+        self.PushAndPull = channel.unary_unary(
+                '/stepd.v1.Shard/PushAndPull',
+                request_serializer=stepd_dot_v1_dot_shard__pb2.PushAndPullRequest.SerializeToString,
+                response_deserializer=stepd_dot_v1_dot_shard__pb2.PushAndPullResponse.FromString,
+                _registered_method=True)
         self.ShareMemory = channel.stream_stream(
                 '/stepd.v1.Shard/ShareMemory',
                 request_serializer=stepd_dot_v1_dot_shard__pb2.ShareMemoryRequest.SerializeToString,
@@ -103,6 +108,14 @@ class ShardServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PushAndPull(self, request, context):
+        """Push and then Pull in one call, for small models, of which a step is calls and not bytes: with up to 64 KiB of
+        gradient and as much of parameters. It means what the two mean, one after the other, and may be repeated as they may.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ShareMemory(self, request_iterator, context):
         """Shares memory with a worker on the same host, for as long as the call lasts: gradients and parameters then need not
         be sent. Offer, challenge, proof, terms, in this order, and nothing after. FAILED_PRECONDITION (NOT_SHARED) if either
@@ -134,6 +147,11 @@ def add_ShardServicer_to_server(servicer, server):
                     servicer.Pull,
                     request_deserializer=stepd_dot_v1_dot_shard__pb2.PullRequest.FromString,
                     response_serializer=stepd_dot_v1_dot_shard__pb2.PullResponse.SerializeToString,
+            ),
+            'PushAndPull': grpc.unary_unary_rpc_method_handler(
+                    servicer.PushAndPull,
+                    request_deserializer=stepd_dot_v1_dot_shard__pb2.PushAndPullRequest.FromString,
+                    response_serializer=stepd_dot_v1_dot_shard__pb2.PushAndPullResponse.SerializeToString,
             ),
             'ShareMemory': grpc.stream_stream_rpc_method_handler(
                     servicer.ShareMemory,
@@ -251,6 +269,33 @@ class Shard(object):
             '/stepd.v1.Shard/Pull',
             stepd_dot_v1_dot_shard__pb2.PullRequest.SerializeToString,
             stepd_dot_v1_dot_shard__pb2.PullResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PushAndPull(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stepd.v1.Shard/PushAndPull',
+            stepd_dot_v1_dot_shard__pb2.PushAndPullRequest.SerializeToString,
+            stepd_dot_v1_dot_shard__pb2.PushAndPullResponse.FromString,
             options,
             channel_credentials,
             insecure,

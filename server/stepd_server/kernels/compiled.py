@@ -7,13 +7,15 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
 from stepd.rules.base import Array
-from stepd_server.kernels.emit import FUNCTION, PARTED, Number, emit
+from stepd_server.kernels.emit import FUNCTION, SWEEP, Number, emit
 from stepd_server.kernels.trace import Program
+
+Words: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 
 NUMBERS: Final[dict[np.dtype[Any], Number]] = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}
 
@@ -32,41 +34,25 @@ class Kernel:
         self._engine = engine
         number, pointer, cells = ctypes.c_int64, ctypes.c_void_p, [ctypes.c_void_p] * arguments
         self._call = ctypes.CFUNCTYPE(None, number, pointer, *cells)(engine.get_function_address(FUNCTION))
-        self._call_parted = ctypes.CFUNCTYPE(None, number, pointer, number, pointer, number, pointer, *cells)(
-            engine.get_function_address(PARTED)
+        self._call_sweep = ctypes.CFUNCTYPE(None, pointer, pointer, number, pointer, pointer)(
+            engine.get_function_address(SWEEP)
         )
 
     def __call__(self, constants: Array, arrays: Sequence[Array]) -> None:
         """Run over arrays of one length, in the order of the program's cells; the constants have their dtype."""
         self._call(arrays[0].size, constants.ctypes.data, *[array.ctypes.data for array in arrays])
 
-    def parted(self, constants: Array, arrays: Sequence[Array], parts: Parts) -> None:
-        """The same in parts that can be undone."""
-        self._call_parted(
-            arrays[0].size,
-            constants.ctypes.data,
-            parts.size,
-            parts.word.ctypes.data,
-            parts.first,
-            parts.slot.ctypes.data,
-            *[array.ctypes.data for array in arrays],
-        )
+    def sweep(self, rows: Words, part: int, word: Words, slot: Array) -> None:
+        """Run over one row after the other, in parts that can be undone.
 
-
-class Parts(NamedTuple):
-    """How a kernel that may be killed leaves what it was doing: see emit.py.
-
-    Attributes:
-        size: elements in a part.
-        word: where it is noted.
-        first: what is noted before anything is done.
-        slot: what a part overwrites.
-    """
-
-    size: int
-    word: np.ndarray[Any, np.dtype[np.int64]]
-    first: int
-    slot: Array
+        Args:
+            rows: as emit.py has them, C-contiguous.
+            part: elements in a part.
+            word: where it is noted which part is under way.
+            slot: what a part overwrites.
+        """
+        begin = rows.ctypes.data
+        self._call_sweep(begin, begin + rows.nbytes, part, word.ctypes.data, slot.ctypes.data)
 
 
 @cache

@@ -15,6 +15,9 @@ Number: TypeAlias = Literal["float", "double"]
 
 FUNCTION: Final = "kernel"
 PARTED: Final = "parted"
+SWEEP: Final = "sweep"
+# What a row of a sweep begins with: the word before anything is done, elements, constants. Then come the cells.
+ROW_BEGINS: Final = 3
 # The array that no kernel changes.
 SUM: Final = "total"
 
@@ -26,15 +29,19 @@ _SUFFIX: Final[dict[Number, str]] = {"float": "f32", "double": "f64"}
 def emit(program: Program, number: Number) -> str:
     """The text of a module with
 
-    `void kernel(i64 count, ptr constants, ptr cell...)` and
-    `void parted(i64 count, ptr constants, i64 part, ptr word, i64 first, ptr slot, ptr cell...)`
+    `void kernel(i64 count, ptr constants, ptr cell...)`,
+    `void parted(i64 count, ptr constants, i64 part, ptr word, i64 first, ptr slot, ptr cell...)` and
+    `void sweep(ptr row, ptr end, i64 part, ptr word, ptr slot)`
 
     The second does the same, so that who is killed in it can be gone on from: part after part, each of so many
     elements, it copies what it is about to change into the slot (a row for each cell but the sum, in their order), adds
     1 to `first` and stores that in the word, changes it, adds 1 again and stores.
+
+    The third does the second for one row after the other: numbers of 64 bits that are first, count, constants, and the
+    cells.
     """
     emitter = _Emitter(program, number)
-    return "\n".join([*emitter.lines(), *emitter.parted()]) + "\n"
+    return "\n".join([*emitter.lines(), *emitter.parted(), *emitter.sweep()]) + "\n"
 
 
 class _Emitter:
@@ -115,6 +122,30 @@ class _Emitter:
         yield from _stored("%done")
         yield "  br label %loop"
         yield "end:"
+        yield "  ret void"
+        yield "}"
+
+    def sweep(self) -> Iterator[str]:
+        cells = self._program.cells
+        yield f"define void @{SWEEP}(ptr %row, ptr %end, i64 %part, ptr %word, ptr %slot) {{"
+        yield "entry:"
+        yield "  br label %loop"
+        yield "loop:"
+        yield "  %at = phi ptr [ %row, %entry ], [ %next, %body ]"
+        yield "  %more = icmp ult ptr %at, %end"
+        yield "  br i1 %more, label %body, label %over"
+        yield "body:"
+        yield "  %first = load i64, ptr %at"
+        for place, (name, kind) in enumerate((("count", "i64"), ("constants", "ptr"), *((c, "ptr") for c in cells)), 1):
+            yield f"  %at.{name} = getelementptr i64, ptr %at, i64 {place}"
+            yield f"  %{name} = load {kind}, ptr %at.{name}"
+        arguments = "".join(f", ptr %{cell}" for cell in cells)
+        yield (
+            f"  call void @{PARTED}(i64 %count, ptr %constants, i64 %part, ptr %word, i64 %first, ptr %slot{arguments})"
+        )
+        yield f"  %next = getelementptr i64, ptr %at, i64 {ROW_BEGINS + len(cells)}"
+        yield "  br label %loop"
+        yield "over:"
         yield "  ret void"
         yield "}"
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from functools import cache
+from threading import Lock
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from stepd.rules import Block, Moment, Reach, Rule
 from stepd.rules.base import Array
-from stepd_server.kernels.compiled import Kernel, Parts, available, compiled
+from stepd_server.kernels.compiled import Kernel, available, compiled
 from stepd_server.kernels.emit import SUM
 from stepd_server.kernels.trace import Program, Recorder, Recording, Untraceable
 from stepd_server.shard.sums import Shaping
@@ -23,13 +23,19 @@ log = logging.getLogger(__name__)
 _ELEMENTS_MIN: Final = 1 << 14
 
 
-class _Update(NamedTuple):
+class Update(NamedTuple):
+    """What a group does to elements at one moment."""
+
     kernel: Kernel
     constants: Array
+    constants_at: int
 
 
 class Updates:
-    """What groups do with their blocks in one step: recorded when the first block comes, and kept for the others."""
+    """What groups do with their blocks in one step: recorded when the first block comes, and kept for the others.
+
+    For several threads.
+    """
 
     def __init__(self, dtype: np.dtype[Any], shaping: Shaping) -> None:
         """
@@ -39,52 +45,36 @@ class Updates:
         """
         self._dtype = dtype
         self._shaping = shaping
-        self._known: dict[tuple[int, Moment], _Update | None] = {}
+        self._known: dict[tuple[int, Moment], Update | None] = {}
+        self._lock = Lock()
 
-    def run(
-        self,
-        group: int,
-        rule: Rule,
-        scale: float,
-        at: Moment,
-        p: Array,
-        total: Array,
-        buffers: Sequence[Array],
-        parts: Parts | None = None,
-    ) -> bool:
-        """Update a block, if that can be compiled: `p` and `buffers` in place, by the sum of contributions.
+    def find(self, group: int, rule: Rule, scale: float, at: Moment, elements: int) -> Update | None:
+        """The update of a block, if that can be compiled.
 
         Args:
             group: index of the group, for its limits.
             rule: of the group in this step.
             scale: what the gradient is multiplied by.
             at: the moment.
-            p: parameters.
-            total: their sum of contributions; is not changed.
-            buffers: those of the rule.
-            parts: for an update that can be undone, part by part.
+            elements: of the block.
         """
         key = (group, at)
         if key not in self._known:
-            if p.size < _ELEMENTS_MIN:
-                return False
-            self._known[key] = self._update(group, rule, scale, at)
-        update = self._known[key]
-        if update is None:
-            return False
-        if parts is None:
-            update.kernel(update.constants, [p, total, *buffers])
-        else:
-            update.kernel.parted(update.constants, [p, total, *buffers], parts)
-        return True
+            if elements < _ELEMENTS_MIN:
+                return None
+            with self._lock:
+                if key not in self._known:
+                    self._known[key] = self._update(group, rule, scale, at)
+        return self._known[key]
 
-    def _update(self, group: int, rule: Rule, scale: float, at: Moment) -> _Update | None:
+    def _update(self, group: int, rule: Rule, scale: float, at: Moment) -> Update | None:
         try:
             program, constants = record(rule, at, self._shaping, group, scale)
         except Untraceable as error:
             _say_once(type(rule).__name__, str(error))
             return None
-        return _Update(compiled(program, self._dtype), np.array(constants, self._dtype))
+        numbers = np.array(constants, self._dtype)
+        return Update(compiled(program, self._dtype), numbers, numbers.ctypes.data)
 
 
 def record(rule: Rule, at: Moment, shaping: Shaping, group: int, scale: float) -> tuple[Program, list[float]]:

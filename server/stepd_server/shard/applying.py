@@ -11,8 +11,8 @@ from stepd.errors import FailedPrecondition
 from stepd.rules import Block, Moment, Reach, Rule
 from stepd.rules.base import Array
 from stepd.v1 import round_pb2
-from stepd_server.kernels.compiled import Parts
-from stepd_server.kernels.updates import Updates, wanted
+from stepd_server.kernels.compiled import Kernel, Words
+from stepd_server.kernels.updates import Update, Updates, wanted
 from stepd_server.shard.arena import Arena
 from stepd_server.shard.averaging import Averaging
 from stepd_server.shard.plan import Bools, Span
@@ -61,6 +61,10 @@ class Step:
         self._averaging = Averaging(arena, decision.step)
         piece = arena.piece
         self._compiled = Updates(piece.dtype, shaping) if wanted(piece.size) else None
+        # Asked for once: NumPy takes as long for each as for a small loop.
+        self._begins = [self._begins_of(index) for index in range(len(self._groups))] if self._compiled else []
+        # By group and count, of rules that look at nothing else.
+        self._moments: dict[tuple[int, int], Moment] = {}
 
     @property
     def averages(self) -> bool:
@@ -83,35 +87,51 @@ class Step:
             return self._groups[span.group].rule.measure(self._block(span), self._moment(span))
 
     def update(self, spans: Sequence[Span]) -> None:
-        """Update parameters and buffers, and the run's average; prepare the scalars."""
+        """Update parameters and buffers, and the run's average."""
         # Here and not around all turns: it belongs to a thread and a task.
         with np.errstate(all="ignore"):
             for span in spans:
                 rule, at = self._groups[span.group].rule, self._moment(span)
-                if not self._run_compiled(span, at):
+                update = self._compiled_update(span, at)
+                if update is None:
                     rule.update(self._block(span), at)
+                else:
+                    p = self._arena.parameters[span.start : span.stop]
+                    update.kernel(update.constants, [p, self._total(span), *self._buffers(span)])
                 (spare,) = self._scratch.rows(1, span.stop - span.start)
                 self._averaging.add(span.start, span.stop, spare)
-                self.advance(span, at)
 
-    def update_by_parts(self, span: Span, parts: Parts) -> bool:
-        """Do the same by a kernel that keeps what it overwrites by itself; give whether there is one."""
-        at = self._moment(span)
-        done = not self._averaging.counts and self._run_compiled(span, at, parts)
-        if done:
-            self.advance(span, at)
-        return done
+    @property
+    def compiles(self) -> bool:
+        """Whether spans may be updated by kernels that keep what they overwrite by themselves."""
+        return self._compiled is not None and not self._averaging.counts
+
+    def sweep(self, spans: Sequence[tuple[Span, int]]) -> list[tuple[Kernel, Words]] | None:
+        """What updates spans without further help, if there are kernels for all of them: see `Kernel.sweep`.
+
+        Args:
+            spans: each with the word before anything of it is done.
+        """
+        swept: list[tuple[Kernel, list[list[int]]]] = []
+        for span, first in spans:
+            update = self._compiled_update(span, self._moment(span))
+            if update is None:
+                return None
+            if not swept or swept[-1][0] is not update.kernel:
+                swept.append((update.kernel, []))
+            swept[-1][1].append([first, span.stop - span.start, update.constants_at, *self._addresses(span)])
+        return [(kernel, np.array(rows, np.int64)) for kernel, rows in swept]
 
     def overwritten(self, span: Span) -> list[Array]:
         """What a kernel overwrites, in the order in which it keeps it."""
         return [self._arena.parameters[span.start : span.stop], *self._buffers(span)]
 
-    def advance(self, span: Span, at: Moment | None = None) -> None:
-        """Prepare the scalars of a span that is updated."""
-        at = at or self._moment(span)
-        if at.scalars:
-            # In use when all is done: all blocks of a tensor go by those from before the step.
-            self._arena.prepare_scalars(span.slice, self._groups[span.group].rule.advance(at))
+    def advance(self, spans: Sequence[Span]) -> None:
+        """Prepare the scalars of spans that are to be updated: all blocks of a tensor go by those from before."""
+        for span in spans:
+            group = self._groups[span.group]
+            if group.scalars:
+                self._arena.prepare_scalars(span.slice, group.rule.advance(self._moment(span)))
 
     def average(self, start: int, stop: int) -> None:
         """Average what the step has left as it is."""
@@ -123,22 +143,38 @@ class Step:
         """Stretches of the flat space that the step averages and does not touch."""
         return self._averaging.untouched(touched)
 
+    def _begins_of(self, index: int) -> list[int]:
+        """Where parameters, sum and buffers of a group would begin that began where the flat space does."""
+        arena, group = self._arena, self._arena.piece.groups[index]
+        buffers = [arena.buffers[index][i].ctypes.data for i in self._groups[index].chosen]
+        before = group.start * arena.piece.dtype.itemsize
+        return [arena.parameters.ctypes.data, arena.accumulator.ctypes.data, *(at - before for at in buffers)]
+
     def _moment(self, span: Span) -> Moment:
         arena, group = self._arena, self._groups[span.group]
+        step = int(arena.updates[span.slice]) + 1
+        plain = not group.scalars and group.rule.reach is not Reach.LAYERWISE
+        if plain and (known := self._moments.get((span.group, step))):
+            return known
         scalars = arena.scalars(span.slice, group.scalars) if group.scalars else ()
-        at = Moment(int(arena.updates[span.slice]) + 1, group.lr, scalars)
+        at = Moment(step, group.lr, scalars)
+        if plain:
+            self._moments[span.group, step] = at
         if group.rule.reach is Reach.LAYERWISE:
             id_ = self.parameter(span)
             at = at._replace(name=arena.piece.spec.parameters[id_].name, norms=self._norms.get(id_, at.norms))
         return at
 
-    def _run_compiled(self, span: Span, at: Moment, parts: Parts | None = None) -> bool:
-        """Update a span by a kernel, if there is one: it gives the bits of the rule."""
+    def _compiled_update(self, span: Span, at: Moment) -> Update | None:
+        """What updates a span by a kernel, if there is one: it gives the bits of the rule."""
         if self._compiled is None:
-            return False
-        rule, _, scale, *_ = self._groups[span.group]
-        p = self._arena.parameters[span.start : span.stop]
-        return self._compiled.run(span.group, rule, scale, at, p, self._total(span), self._buffers(span), parts)
+            return None
+        group = self._groups[span.group]
+        return self._compiled.find(span.group, group.rule, group.scale, at, span.stop - span.start)
+
+    def _addresses(self, span: Span) -> list[int]:
+        """Of its parameters, sum and buffers."""
+        return [at + span.start * self._arena.piece.dtype.itemsize for at in self._begins[span.group]]
 
     def _block(self, span: Span) -> Block:
         rule, _, scale, *_ = self._groups[span.group]

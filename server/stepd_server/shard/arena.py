@@ -12,6 +12,8 @@ accumulator     the gradient of the round, flat
 averaged        the run's average of the parameters, flat, if it keeps one; zeros until the first step that counts
 G.NAME          buffer NAME of group G's rule, flat over the group's stretch, or tensor by tensor if its size is its own
 undo            what the part of a step that is under way overwrites (undo.py)
+sweeps          where kernels stand that go through many units at once, and what each thread's overwrites (sweeping.py)
+slots
 gathered        what is gathered: numbers, and which slices are touched (gathered.py)
 touched
 decision.0, .1  the decisions of the last two rounds (remembering.py)
@@ -37,7 +39,8 @@ from stepd_server.shard.gathered import GatheredFile
 from stepd_server.shard.journal import Field, Journal
 from stepd_server.shard.plan import Counts, Piece
 from stepd_server.shard.remembering import Remembering
-from stepd_server.shard.undo import slot_size
+from stepd_server.shard.sweeping import slot_size, slots, turns_max
+from stepd_server.shard.undo import undo_size
 
 
 class Arena:
@@ -78,7 +81,7 @@ class Arena:
 
     def _map_all(self, piece: Piece) -> None:
         slices, scalars, counts, doubles = len(piece.slices), piece.scalars, np.dtype("<i8"), np.dtype("<f8")
-        self.journal = Journal(self._map("journal", len(Field), counts))
+        self.journal = Journal(self._map("journal", len(Field), counts), self._map("sweeps", turns_max(piece), counts))
         self.updates: Counts = self._map("updates", slices, counts)
         self.flat_scalars = self._map(piece.scalars_file, slices * scalars, doubles)
         self.next_updates: Counts = self._map("updates.next", slices, counts)
@@ -95,7 +98,8 @@ class Arena:
             )
             for index, group in enumerate(piece.groups)
         )
-        self.undo: Array = self._map("undo", slot_size(piece), piece.dtype)
+        self.undo: Array = self._map("undo", undo_size(piece), piece.dtype)
+        self.slots: Array = self._map("slots", slots(piece) * slot_size(piece), piece.dtype)
         self.gathered = GatheredFile(
             piece,
             self.journal,
@@ -111,11 +115,11 @@ class Arena:
 
     @property
     def bytes(self) -> int:
-        """Bytes of parameters, average, buffers, accumulator and undo slot."""
+        """Bytes of parameters, average, buffers, accumulator and undo slots."""
         piece = self.piece
         flat = 3 if piece.average else 2
         arrays = flat * piece.size + sum(sum(group.buffer_sizes) for group in piece.groups)
-        return (arrays + slot_size(piece)) * piece.dtype.itemsize
+        return (arrays + undo_size(piece) + slots(piece) * slot_size(piece)) * piece.dtype.itemsize
 
     @property
     def sealed(self) -> bool:

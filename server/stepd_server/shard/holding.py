@@ -70,7 +70,9 @@ class Telling:
         if self._earlier is not None:
             found.append(shard_control_pb2.GatherRoundResponse(earlier=self._earlier))
             self._earlier = None
-        for key, contribution in self._gathering.contributions.items():
+        # When all are here the sums follow, and say so.
+        waiting = {} if self._gathering.complete else self._gathering.contributions
+        for key, contribution in waiting.items():
             if contribution.whole and key not in self._arrived:
                 self._arrived.add(key)
                 found.append(shard_control_pb2.GatherRoundResponse(arrived=contribution.member))

@@ -2,7 +2,7 @@
 
 Everything that makes a step survive goes through here: `store` moves the run from one place to the next by one aligned
 8-byte store, and `write` fills an array that counts for nothing until a store says so. Between the two lies only what
-changes arrays in place: `Rule.update`, `Averaging.add` and `Kernel.parted`, which stores PART between its parts.
+changes arrays in place: `Rule.update`, `Averaging.add` and `Kernel.sweep`, which marks its parts by itself.
 finishing.py has the order.
 
 So these are the places where a test kills a process: in place of `store` and `write`, of the class or of one arena's
@@ -37,16 +37,19 @@ class Field(IntEnum):
     PROGRESS = 6  # twice the units that are done, one more while the undo slot holds what the next one overwrites
     UNITS = 7  # a checksum of how it is cut into units
     AVERAGING = 8  # what AVERAGED will be
-    # Of the unit at which PROGRESS stands, if a kernel updates it part by part (undo.py): its number times 2^32, twice
-    # the parts that are done, and one more while the undo slot holds what the next one overwrites.
-    PART = 9
 
 
 class Journal:
     """The numbers of one run."""
 
-    def __init__(self, words: Words) -> None:
+    def __init__(self, words: Words, sweeps: Words | None = None) -> None:
+        """
+        Args:
+            words: by field.
+            sweeps: by turn of a sweep: where it stands (sweeping.py). None if nothing is swept.
+        """
         self._words = words
+        self._sweeps = np.zeros(0, np.int64) if sweeps is None else sweeps
 
     def __getitem__(self, field: Field) -> int:
         return int(self._words[field])
@@ -55,9 +58,21 @@ class Journal:
         """Write one number."""
         self._words[field] = value
 
-    def word(self, field: Field) -> Words:
-        """Where one number stands, for a kernel that stores it by itself."""
-        return self._words[field : field + 1]
+    def marked(self, turn: int) -> int:
+        """Where a turn of a sweep stands."""
+        return int(self._sweeps[turn])
+
+    def mark(self, turn: int, value: int) -> None:
+        """Write where a turn of a sweep stands."""
+        self._sweeps[turn] = value
+
+    def unmark(self) -> None:
+        """Nothing is swept yet."""
+        self._sweeps[:] = 0
+
+    def word(self, turn: int) -> Words:
+        """Where it is written, for a kernel that does so by itself."""
+        return self._sweeps[turn : turn + 1]
 
     def write(self, target: np.ndarray[Any, Any], source: np.ndarray[Any, Any]) -> None:
         """Fill an array that counts for nothing yet, or that can be filled again."""

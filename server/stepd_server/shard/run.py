@@ -15,13 +15,14 @@ from stepd_server.kernels.arriving import loops
 from stepd_server.shard.applying import Step, without_norms
 from stepd_server.shard.arena import Arena
 from stepd_server.shard.extending import Extension
-from stepd_server.shard.finishing import Finishing, gathered_for, resume
+from stepd_server.shard.finishing import Finishing, Sweep, gathered_for, resume
 from stepd_server.shard.gathering import Gathering, restarted
 from stepd_server.shard.holding import Telling
 from stepd_server.shard.loading import lacking, load
 from stepd_server.shard.measuring import Measuring
 from stepd_server.shard.pushing import Pushing
 from stepd_server.shard.scratch import Scratch
+from stepd_server.shard.threads import sweep
 
 log = logging.getLogger(__name__)
 
@@ -231,17 +232,23 @@ class ShardRun(Pushing):
             self._changed.notify()
         # In turns with the streams and not in a thread: that would ask for the interpreter lock some fifteen times a
         # block, and wait for the streams' use of it each time. A tensor that a rule sees whole can take seconds, nearly
-        # all without that lock: there a thread costs little, and streams and the heartbeat go on.
+        # all without that lock: there a thread costs little, and streams and the heartbeat go on. So do kernels.
         for turn in finishing.turns():
+            if isinstance(turn, Sweep):
+                await sweep(finishing, turn, self._is_applied_to)
+                continue
             if turn.long:
                 await asyncio.to_thread(finishing.carry_out, turn)
             else:
                 finishing.carry_out(turn)
-            self._applied_to = turn.final
-            self._changed.notify()
+            self._is_applied_to(turn.final)
             await asyncio.sleep(0)
         finishing.end()
         self._gathering = None
+
+    def _is_applied_to(self, element: int) -> None:
+        self._applied_to = element
+        self._changed.notify()
 
     # --- Groups that are added ----------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import grpc
 import numpy as np
 
-from stepd import encodings, wire
-from stepd.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from stepd import at_once, encodings, wire
+from stepd.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from stepd.rules.base import Array
 from stepd.v1 import coordinator_pb2, shard_control_pb2, shard_control_pb2_grpc, shard_pb2
 from stepd_server.metrics.catalogue import Sample
@@ -61,6 +61,7 @@ class ShardService(shard_control_pb2_grpc.ShardControlServicer):
             "Pull": grpc.unary_stream_rpc_method_handler(
                 self.pull, request_deserializer=shard_pb2.PullRequest.FromString
             ),
+            "PushAndPull": grpc.unary_unary_rpc_method_handler(self.push_and_pull),
             "ShareMemory": grpc.stream_stream_rpc_method_handler(
                 self.share_memory,
                 request_deserializer=shard_pb2.ShareMemoryRequest.FromString,
@@ -136,6 +137,22 @@ class ShardService(shard_control_pb2_grpc.ShardControlServicer):
                 if request.shared:
                     self._traffic.shown += _shared_bytes(message, run)
                 yield message
+
+    async def push_and_pull(self, raw: bytes, context: Context) -> bytes:
+        request = at_once.decode_request(raw)
+        piece = self._run(request.pull.run).arena.piece
+        header = request.push[0].header
+        at_once.check_size("push", sum(part.count for part in header.ranges), piece.dtype.itemsize)
+        wanted = sum(part.count for part in request.pull.ranges) or piece.size
+        at_once.check_size("pull", wanted, piece.dtype.itemsize)
+        receipt = await self.push(_stream(request.push), context)
+        try:
+            pulled = [message async for message in self.pull(request.pull, context)]
+        except Aborted as error:
+            if error.reason == "ROUND_RESTARTED":
+                raise  # which makes the receipt void
+            pulled = []  # the caller is to have its receipt, and hears the rest of Pull
+        return at_once.encode_response(receipt, pulled)
 
     # --- ShardControl -------------------------------------------------------------------------------------------
 
@@ -265,6 +282,11 @@ def _extension(run: ShardRun, id: str) -> Extension:
     if run.extension is None or run.extension.id != id:
         raise no_extension(run.name)
     return run.extension
+
+
+async def _stream(messages: Iterable[shard_pb2.PushRequest]) -> AsyncIterator[bytes]:
+    for message in messages:
+        yield message.SerializeToString()
 
 
 async def _first(stream: AsyncIterator[bytes], decode: Callable[[bytes], object], kind: type[Header]) -> Header:

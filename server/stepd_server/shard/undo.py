@@ -4,9 +4,7 @@ A unit overwrites one stretch of the parameters of one group, the stretches of t
 of the run's average; or, in the pass over what the step has left as it is, a stretch of the average alone. What a unit
 overwrites is copied into the undo slot first. The slot is as large as the largest unit, and stays in the cache.
 
-A kernel that updates a unit does so in parts that are smaller still, and keeps them by itself, one after the other in
-the same place: the elements are on their way through the first-level cache anyway, and are read once instead of twice.
-After a death its unit is what was left of it: the parts that were done stay done.
+Kernels keep what they overwrite in smaller parts, by themselves: see sweeping.py.
 """
 
 from __future__ import annotations
@@ -23,10 +21,8 @@ from stepd.rules.base import Array
 from stepd_server.shard.journal import Journal
 from stepd_server.shard.plan import Piece, Span
 
-# Elements in a part of a unit: they and what is kept of them stay in the first-level cache.
-PART_ELEMENTS: Final = 1024
-# A unit's number in front of the parts in PART.
-_NUMBER: Final = 1 << 32
+# Of how progress is written down.
+VERSION: Final = 2
 
 # Spans in a unit: small tensors whose rule takes them one by one share the cost of the journal.
 _SPANS_MAX: Final = 16
@@ -43,7 +39,7 @@ class Unit(NamedTuple):
     spans: Sequence[Span]
 
 
-def slot_size(piece: Piece) -> int:
+def undo_size(piece: Piece) -> int:
     """Elements that the largest unit overwrites."""
     return max((_largest(piece, index) for index in range(len(piece.groups))), default=0)
 
@@ -67,7 +63,7 @@ def units_of(piece: Piece, spans: Iterable[Span], averaged: Iterable[tuple[int, 
         spans: what rules update, ascending.
         averaged: stretches whose average changes though their parameters do not.
     """
-    limit = slot_size(piece)
+    limit = undo_size(piece)
     units: list[Unit] = []
     few: list[Span] = []
     for span in piece.joined(spans):
@@ -90,7 +86,8 @@ def units_of(piece: Piece, spans: Iterable[Span], averaged: Iterable[tuple[int, 
 
 def checksum(units: Sequence[Unit]) -> int:
     """Tells ways to cut apart: another version of this program may have another one."""
-    return zlib.crc32(np.array([(unit.stop, len(unit.spans)) for unit in units], "<i8").tobytes())
+    cut = np.array([(VERSION, 0), *((unit.stop, len(unit.spans)) for unit in units)], "<i8")
+    return zlib.crc32(cut.tobytes())
 
 
 def keep(journal: Journal, slot: Array, arrays: Iterable[Array]) -> None:
@@ -107,32 +104,6 @@ def put_back(journal: Journal, slot: Array, arrays: Iterable[Array]) -> None:
     for array in arrays:
         journal.write(array, slot[at : at + array.size])
         at += array.size
-
-
-class Standing(NamedTuple):
-    """Where a unit stands that a kernel updates part by part.
-
-    Attributes:
-        done: parts.
-        held: the slot holds what the next one overwrites.
-        word: what PART is, or would be, with nothing held.
-    """
-
-    done: int
-    held: bool
-    word: int
-
-
-def part_size(unit: Unit) -> int:
-    """Elements in each part of a whole unit."""
-    return min(PART_ELEMENTS, unit.stop - unit.start)
-
-
-def standing(word: int, number: int) -> Standing:
-    """What PART says of the unit of a number."""
-    of, place = divmod(word, _NUMBER)
-    done, held = divmod(place, 2) if of == number else (0, 0)
-    return Standing(done, bool(held), number * _NUMBER + 2 * done)
 
 
 def rest(unit: Unit, elements: int) -> Unit:
