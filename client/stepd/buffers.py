@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from stepd import wire
+from stepd import casts, wire
 from stepd.definitions import DType
 from stepd.errors import StepdError
 from stepd.transfer import Plan
@@ -195,11 +195,13 @@ class Receiver:
         self._next = 0  # the segment that the stream is in
         self._at = segments[0].start if segments else 0
 
-    def take(self, chunk: wire.Chunk) -> None:
+    def take(self, chunk: wire.Chunk | wire.Halves) -> None:
         """Write the next chunk. StepdError if it is not the next."""
-        if chunk.data.nbytes % self._dtype.itemsize:
+        kind = chunk.kind if isinstance(chunk, wire.Halves) else None
+        dtype = self._dtype if kind is None else casts.DTYPES[kind]
+        if chunk.data.nbytes % dtype.itemsize:
             raise StepdError(f"a shard sent a chunk of {chunk.data.nbytes} bytes, which are no whole elements")
-        data = np.frombuffer(chunk.data, self._dtype)
+        data = np.frombuffer(chunk.data, dtype)
         done = 0
         # A master may exceed the range of 16 bits. That gives infinities, as any cast does, and no warning from here.
         with np.errstate(over="ignore"):
@@ -209,7 +211,11 @@ class Receiver:
                 segment = self._segments[self._next]
                 count = min(segment.stop - self._at, data.size - done)
                 to = segment.at + self._at - segment.start
-                self._regions[segment.region][to : to + count] = data[done : done + count]
+                region, part = self._regions[segment.region][to : to + count], data[done : done + count]
+                if kind is None:
+                    region[...] = part
+                else:
+                    casts.widen(part, kind, region)  # where it belongs at once
                 done += count
                 self._at += count
                 if self._at == segment.stop:

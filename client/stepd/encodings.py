@@ -9,14 +9,13 @@ from __future__ import annotations
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, NoReturn
 
-import ml_dtypes
 import numpy as np
 
-from stepd import wire
+from stepd import casts, wire
+from stepd.casts import Half
 from stepd.errors import InvalidArgument
 from stepd.limits import CHUNK_BYTES_MAX
 from stepd.settings import refuse
@@ -53,6 +52,10 @@ class Encoding(ABC):
     def encode(self, offset: int, values: Array) -> shard_pb2.EncodedChunk:
         """The message for values that begin at an offset."""
 
+    def message(self, offset: int, values: Array) -> bytes:
+        """The same as one message of a push or a pull, which have it in the same field."""
+        return shard_pb2.PushRequest(encoded=self.encode(offset, values)).SerializeToString()
+
     def snap(self, values: Array) -> Array:
         """What arrives of values."""
         return decode(self.encode(0, values))
@@ -62,15 +65,17 @@ class Encoding(ABC):
 class Rounded(Encoding):
     """Values rounded to a type of 16 bits, to nearest even. What is too large for it becomes infinite."""
 
-    name: str
-    dtype: np.dtype[Any]
+    kind: Half
 
     def encode(self, offset: int, values: Array) -> shard_pb2.EncodedChunk:
-        with np.errstate(over="ignore"):
-            data = values.astype(self.dtype).tobytes()
         chunk = shard_pb2.EncodedChunk(offset=offset, count=values.size)
-        setattr(chunk, self.name, data)
+        setattr(chunk, self.kind, casts.rounded(values, self.kind).tobytes())
         return chunk
+
+    def message(self, offset: int, values: Array) -> bytes:
+        # By hand: the generated class takes longer than the cast.
+        halves = casts.rounded(values, self.kind)
+        return wire.encode_halves(offset, values.size, self.kind, halves.view(np.uint8).data)
 
 
 @dataclass(frozen=True)
@@ -145,10 +150,7 @@ def _largest(values: Array, count: int) -> Array:
     return candidates
 
 
-_ROUNDED: Final = {
-    "bfloat16": Rounded("bfloat16", np.dtype(ml_dtypes.bfloat16)),
-    "float16": Rounded("float16", np.dtype("<f2")),
-}
+_ROUNDED: Final[dict[str, Rounded]] = {kind: Rounded(kind) for kind in casts.DTYPES}
 
 
 def of_gradients(name: str) -> Encoding | None:
@@ -173,24 +175,37 @@ def of_parameters(name: str) -> Encoding | None:
 def decode(chunk: shard_pb2.EncodedChunk) -> Array:
     """The values of a chunk, as float32; InvalidArgument (BAD_CHUNK) if they are not what it says."""
     held = chunk.WhichOneof("values")
-    if not 0 < chunk.count * F4.itemsize <= CHUNK_BYTES_MAX or held is None:
-        _bad(f"an encoded chunk must hold 1 to {CHUNK_BYTES_MAX // F4.itemsize} values, got {chunk.count} of {held}")
-    return _DECODERS[held](chunk)
+    _check_count(chunk.count, held)
+    match held:
+        case "bfloat16" | "float16":
+            return _widened(chunk.count, held, getattr(chunk, held))
+        case "int8":
+            return _decode_scaled(chunk)
+        case _:
+            return _decode_sparse(chunk)
 
 
-def decoded(chunk: shard_pb2.EncodedChunk) -> wire.Chunk:
+def decoded(chunk: shard_pb2.EncodedChunk | wire.Halves) -> wire.Chunk:
     """The chunk as it would have come without an encoding."""
-    return wire.Chunk(chunk.offset, decode(chunk).view(np.uint8).data)
+    values = casts.widened(checked(chunk).data, chunk.kind) if isinstance(chunk, wire.Halves) else decode(chunk)
+    return wire.Chunk(chunk.offset, values.view(np.uint8).data)
 
 
-def _decode_rounded(name: str, dtype: np.dtype[Any]) -> Callable[[shard_pb2.EncodedChunk], Array]:
-    def decode_one(chunk: shard_pb2.EncodedChunk) -> Array:
-        data = getattr(chunk, name)
-        _check_size(name, len(data), chunk.count * dtype.itemsize)
-        values: Array = np.frombuffer(data, dtype).astype(F4)
-        return values
+def checked(chunk: wire.Halves) -> wire.Halves:
+    """The same; InvalidArgument (BAD_CHUNK) if it does not hold what it says."""
+    _check_count(chunk.elements, chunk.kind)
+    _check_size(chunk.kind, chunk.data.nbytes, chunk.elements * casts.DTYPES[chunk.kind].itemsize)
+    return chunk
 
-    return decode_one
+
+def _check_count(count: int, held: str | None) -> None:
+    if not 0 < count * F4.itemsize <= CHUNK_BYTES_MAX or held is None:
+        _bad(f"an encoded chunk must hold 1 to {CHUNK_BYTES_MAX // F4.itemsize} values, got {count} of {held}")
+
+
+def _widened(count: int, kind: Half, data: bytes | memoryview) -> Array:
+    _check_size(kind, len(data), count * casts.DTYPES[kind].itemsize)
+    return casts.widened(data, kind)
 
 
 def _decode_scaled(chunk: shard_pb2.EncodedChunk) -> Array:
@@ -220,13 +235,6 @@ def _decode_sparse(chunk: shard_pb2.EncodedChunk) -> Array:
     values: Array = np.zeros(count, F4)
     values[places] = np.frombuffer(sparse.values, F4)
     return values
-
-
-_DECODERS: Final[dict[str, Callable[[shard_pb2.EncodedChunk], Array]]] = {
-    **{name: _decode_rounded(name, rounded.dtype) for name, rounded in _ROUNDED.items()},
-    "int8": _decode_scaled,
-    "sparse": _decode_sparse,
-}
 
 
 def _check_size(field: str, given: int, expected: int) -> None:

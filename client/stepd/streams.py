@@ -284,7 +284,9 @@ class RunStreams:
                     message = link.chunk(message)
                 elif isinstance(message, shard_pb2.EncodedChunk):
                     message = encodings.decoded(message)
-                if not isinstance(message, wire.Chunk):
+                elif isinstance(message, wire.Halves):
+                    message = encodings.checked(message)
+                if not isinstance(message, wire.Chunk | wire.Halves):
                     raise StepdError(f"shard {shard} sent a second header in one pull")
                 receiver.take(message)
                 if link and receiver.complete:

@@ -54,7 +54,7 @@ class PushChunk(NamedTuple):
         """The message in an encoding."""
         pieces = self._pieces(views)
         values = np.frombuffer(pieces[0] if len(pieces) == 1 else b"".join(pieces), encodings.F4)
-        return shard_pb2.PushRequest(encoded=encoding.encode(self.offset, values)).SerializeToString()
+        return encoding.message(self.offset, values)
 
     def _pieces(self, views: Mapping[int, memoryview]) -> list[memoryview]:
         return [views[p] if part is None else views[p][part] for p, part in self.pieces]

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import stepd
-from stepd import encodings
 from stepd.demo import data, model
 from stepd.transfer import ShardPush
+from stepd.v1 import shard_pb2
 from tests.integration.training import at_once
 
 Connect = Callable[..., stepd.Client]
@@ -191,4 +191,5 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
 
 def test_every_encoding_has_its_form() -> None:
     """What the tests above go through is all there is."""
-    assert set(encodings._DECODERS) == {"bfloat16", "float16", "int8", "sparse"}
+    forms = shard_pb2.EncodedChunk.DESCRIPTOR.oneofs_by_name["values"].fields
+    assert {field.name for field in forms} == {"bfloat16", "float16", "int8", "sparse"}

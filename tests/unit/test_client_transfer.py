@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stepd import wire
+from stepd import casts, wire
 from stepd.buffers import Buffers, Picture
+from stepd.casts import Half
 from stepd.definitions import ParameterSpec
 from stepd.errors import StepdError
 from stepd.layout import lay_out, slices_of, to_proto
@@ -120,8 +121,10 @@ def test_a_layout_that_lacks_elements_is_refused() -> None:
 # --- Pulls ----------------------------------------------------------------------------------------------------------
 
 
-def pulled(picture: Picture, spaces: list[np.ndarray], chunk: int = 11) -> dict[str, np.ndarray]:
-    """As if shards had sent what the picture asks for, in chunks of an odd size."""
+def pulled(
+    picture: Picture, spaces: list[np.ndarray], chunk: int = 11, kind: Half | None = None
+) -> dict[str, np.ndarray]:
+    """As if shards had sent what the picture asks for, in chunks of an odd size; in 16 bits if they are to."""
     buffer = np.full(picture.bytes, 255, np.uint8)
     regions = picture.regions_in(buffer)
     for shard in picture.shards:
@@ -130,7 +133,11 @@ def pulled(picture: Picture, spaces: list[np.ndarray], chunk: int = 11) -> dict[
         for start, stop in ranges:
             for at in range(start, stop, chunk):
                 data = spaces[shard][at : min(at + chunk, stop)]
-                receiver.take(wire.Chunk(at, memoryview(data.tobytes())))
+                if kind is None:
+                    receiver.take(wire.Chunk(at, memoryview(data.tobytes())))
+                else:
+                    halves = memoryview(casts.rounded(data, kind).tobytes())
+                    receiver.take(wire.Halves(at, data.size, kind, halves))
         assert receiver.complete
     return picture.arrays_in(buffer)
 
@@ -169,6 +176,16 @@ def test_a_master_beyond_sixteen_bits_becomes_infinite_without_a_warning() -> No
     plan = make_plan([(4,)], shards=1, dtypes=[F2])
     got = pulled(Picture(plan, None, None), [np.array([1, 1e30, -1e30, 65504], F4)])
     np.testing.assert_array_equal(got["p0"], np.array([1, np.inf, -np.inf, 65504], F2))
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+def test_what_comes_in_16_bits_is_put_where_the_same_values_would_be(kind: Half) -> None:
+    plan = make_plan(shards=3)
+    spaces = [casts.rounded(space, kind).astype(F4) for space in flat_spaces(plan, arrays_of(plan))]
+    picture = Picture(plan, None, None)
+    whole = pulled(picture, spaces)
+    for name, array in pulled(picture, spaces, kind=kind).items():
+        np.testing.assert_array_equal(array, whole[name])
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,8 @@ PURE = (
     "stepd_server.shard.undo",
 )
 # Sockets, processes and threads; files; clocks and chance.
+# Pure to whoever calls it, if not inside: what it compiles gives what it gives without.
+COMPILED = ("stepd.casts",)
 IMPURE = {
     *("grpc", "grpc_health", "grpc_status", "socket", "ssl", "select", "selectors", "http", "urllib"),
     *("asyncio", "concurrent", "threading", "multiprocessing", "subprocess", "signal", "queue", "ctypes"),
@@ -115,7 +117,9 @@ def test_pure_modules_do_no_io(module: str) -> None:
     for name in imports(module):
         top = name.split(".")[0]
         if top in {"stepd", "stepd_server"}:
-            assert is_pure(name) or re.fullmatch(r"stepd\.v1(\.\w+_pb2)?", name), f"{name} is not pure"
+            assert is_pure(name) or name in COMPILED or re.fullmatch(r"stepd\.v1(\.\w+_pb2)?", name), (
+                f"{name} is not pure"
+            )
         else:
             assert top not in IMPURE, name
     calls = [node.func for node in ast.walk(ast.parse(OWN[module].read_text())) if isinstance(node, ast.Call)]

@@ -1,6 +1,7 @@
 """Chunks written by hand are valid protobuf, chunks of others are understood, and nonsense is refused."""
 
 import contextlib
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -52,6 +53,37 @@ def test_payloads_are_aligned(offset: int, size: int) -> None:
     chunk = wire.decode_chunk(raw)
     assert chunk is not None
     assert np.frombuffer(chunk.data, np.uint8).ctypes.data % 8 == 0
+
+
+@given(OFFSETS, st.integers(0, 2**19), st.sampled_from(["bfloat16", "float16"]), st.binary(max_size=300))
+def test_elements_of_16_bits_are_written_and_read_as_chunks_are(
+    offset: int, elements: int, kind: Literal["bfloat16", "float16"], data: bytes
+) -> None:
+    """Also what the generated class writes, by the slow way."""
+    raw = wire.encode_halves(offset, elements, kind, memoryview(data))
+    encoded = shard_pb2.PushRequest.FromString(raw).encoded
+    for same in (encoded, shard_pb2.PullResponse.FromString(raw).encoded):
+        assert same == encoded
+        assert (encoded.offset, encoded.count, encoded.WhichOneof("values")) == (offset, elements, kind)
+        assert getattr(encoded, kind) == data
+    assert (len(raw) - len(data)) % 8 == 0
+    for halves in (wire.decode_push(raw), wire.decode_pull(raw)):
+        assert isinstance(halves, wire.Halves)
+        assert halves == (offset, elements, kind, data)
+        assert halves.data.obj is raw
+    theirs = wire.decode_push(shard_pb2.PushRequest(encoded=encoded).SerializeToString())
+    assert theirs == (wire.Halves(offset, elements, kind, memoryview(data)) if offset and elements else encoded)
+
+
+@given(OFFSETS, st.binary(max_size=60), st.data())
+def test_a_message_of_16_bits_that_is_cut_or_changed_is_read_or_refused(
+    offset: int, payload: bytes, data: st.DataObject
+) -> None:
+    raw = wire.encode_halves(offset, 1, "bfloat16", memoryview(payload))
+    at = data.draw(st.integers(0, len(raw) - 1))
+    for broken in (raw[:at], raw[:at] + bytes((raw[at] ^ data.draw(st.integers(1, 255)),)) + raw[at + 1 :]):
+        with contextlib.suppress(InvalidArgument):
+            wire.decode_push(broken)
 
 
 @given(st.binary(max_size=60))

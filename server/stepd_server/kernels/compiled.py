@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
-import os
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 
+from stepd.machine import available, machine_code
 from stepd.rules.base import Array
 from stepd_server.kernels.emit import FUNCTION, SWEEP, Number, emit
 from stepd_server.kernels.trace import Program
 
+__all__ = ["NUMBERS", "Kernel", "available", "compiled", "machine_code"]
+
 Words: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 
 NUMBERS: Final[dict[np.dtype[Any], Number]] = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}
-
-
-@cache
-def available() -> bool:
-    """Whether the library that compiles is installed, and STEPD_KERNELS=numpy does not say to do without."""
-    return os.environ.get("STEPD_KERNELS") != "numpy" and importlib.util.find_spec("llvmlite") is not None
 
 
 class Kernel:
@@ -59,28 +54,3 @@ class Kernel:
 def compiled(program: Program, dtype: np.dtype[Any]) -> Kernel:
     """The kernel of a program; the same one whenever it is asked for."""
     return Kernel(machine_code(emit(program, NUMBERS[dtype])), len(program.cells))
-
-
-def machine_code(text: str) -> Any:
-    """The engine that holds the functions of a module; they are there as long as it is."""
-    from llvmlite import binding  # noqa: PLC0415 (an extra; and nobody else needs its 50 MB)
-
-    machine = _machine()
-    module = binding.parse_assembly(text)
-    module.verify()
-    optimizer = binding.create_pass_builder(machine, binding.create_pipeline_tuning_options(speed_level=3))
-    optimizer.getModulePassManager().run(module, optimizer)
-    engine = binding.create_mcjit_compiler(module, machine)
-    engine.finalize_object()
-    return engine
-
-
-def _machine() -> Any:
-    from llvmlite import binding  # noqa: PLC0415
-
-    binding.initialize_native_target()
-    binding.initialize_native_asmprinter()
-    # This very processor with all that it can do; the code is never kept. A new machine each time: it is the engine's.
-    return binding.Target.from_default_triple().create_target_machine(
-        cpu=binding.get_host_cpu_name(), features=binding.get_host_cpu_features().flatten(), opt=3, jit=True
-    )

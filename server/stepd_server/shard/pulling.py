@@ -131,8 +131,7 @@ class Pulling:
         if request.encoding:
             encoding = encodings.of_parameters(request.encoding)
             assert encoding is not None  # `pull` has looked
-            encoded = encoding.encode(start, self.arena.parameters[start:stop])
-            return shard_pb2.PullResponse(encoded=encoded).SerializeToString()
+            return encoding.message(start, self.arena.parameters[start:stop])
         content = averaged(self.arena, start, stop) if request.averaged else self.arena.parameters[start:stop]
         return wire.encode_chunk(start, content.nbytes, [content.view(np.uint8).data])
 

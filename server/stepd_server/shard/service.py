@@ -313,7 +313,7 @@ async def _contributed(
                 traffic.read += len(chunk.data)
                 yield chunk
                 await asyncio.sleep(0)  # nothing is waited for here, and others want their turn
-        elif isinstance(message, shard_pb2.EncodedChunk):
+        elif isinstance(message, shard_pb2.EncodedChunk | wire.Halves):
             if dtype != np.float32:
                 raise InvalidArgument(
                     f"a run of {dtype} takes no encoded chunks",
