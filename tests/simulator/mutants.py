@@ -24,7 +24,6 @@ from stepd_server.coordinator.run import Run
 from stepd_server.coordinator.store import RunStore
 from stepd_server.coordinator.vocabulary import Offer, RoundId, Selected
 from stepd_server.shard import finishing, run
-from stepd_server.shard.counted import Counted
 from stepd_server.shard.gathered import GatheredFile
 from stepd_server.shard.gathering import Gathering
 from stepd_server.shard.journal import Field, Journal
@@ -55,12 +54,12 @@ def mutant(theme: Theme, first: int = 0) -> Callable[[Break], Break]:
 # --- A shard's step -----------------------------------------------------------------------------------------------
 
 
-@mutant("steps")
+@mutant("steps", 4)
 def what_was_half_done_is_not_undone(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(finishing, "put_back", lambda *_: None)
 
 
-@mutant("steps")
+@mutant("steps", 2)
 def progress_is_not_written_down(patch: pytest.MonkeyPatch) -> None:
     store = Journal.store
 
@@ -71,7 +70,7 @@ def progress_is_not_written_down(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Journal, "store", forget)
 
 
-@mutant("steps")
+@mutant("steps", 2)
 def intent_is_not_written_down(patch: pytest.MonkeyPatch) -> None:
     """Until the end: a step that was begun looks as if it never was."""
     store = Journal.store
@@ -91,7 +90,7 @@ def intent_is_not_written_down(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(finishing.Finishing, "end", end)
 
 
-@mutant("steps")
+@mutant("steps", 2)
 def the_decision_of_a_step_is_not_remembered(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Remembering, "read", lambda _: None)
 
@@ -101,7 +100,7 @@ def sums_are_reported_before_they_are_kept(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(GatheredFile, "write", lambda *_: None)
 
 
-@mutant("steps")
+@mutant("steps", 2)
 def a_step_that_was_begun_is_not_finished(patch: pytest.MonkeyPatch) -> None:
     def forget(arena: Any, _: Any) -> None:
         arena.journal.store(Field.INTENT, arena.round)
@@ -109,7 +108,7 @@ def a_step_that_was_begun_is_not_finished(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(run, "resume", forget)
 
 
-@mutant("reads")
+@mutant("reads", 21)
 def readers_read_on_while_a_step_is_applied(patch: pytest.MonkeyPatch) -> None:
     async def go_on(_: ShardRun) -> None: ...
 
@@ -131,7 +130,7 @@ def what_comes_again_is_added_again(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Gathering, "begin", anew)
 
 
-@mutant("links")
+@mutant("links", 52)
 def sums_by_rank_are_added_as_they_come(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Gathering, "turn", lambda *_: True)
 
@@ -176,12 +175,12 @@ def _first_attempt(store: RunStore) -> events.RecordAttempt:
     return events.RecordAttempt(RoundId(last.id.round + 1 if last else 0, 0))
 
 
-@mutant("kills")
+@mutant("kills", 73)
 def leases_never_run_out(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Membership, "expire", lambda *_: [])
 
 
-@mutant("kills")
+@mutant("kills", 4)
 def a_member_that_is_lost_is_waited_for(patch: pytest.MonkeyPatch) -> None:
     def keep(self: Rounds, member: Any) -> None:
         self._since.pop(member, None)
@@ -189,7 +188,7 @@ def a_member_that_is_lost_is_waited_for(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Rounds, "_lose", keep)
 
 
-@mutant("kills")
+@mutant("kills", 2)
 def a_shard_that_is_back_is_not_told_what_it_missed(patch: pytest.MonkeyPatch) -> None:
     take_back = Rounds._take_back
 
@@ -199,20 +198,6 @@ def a_shard_that_is_back_is_not_told_what_it_missed(patch: pytest.MonkeyPatch) -
         self._actions[before:] = [one for one in self._actions[before:] if not isinstance(one, events.Finish)]
 
     patch.setattr(Rounds, "_take_back", silent)
-
-
-@mutant("reads")
-def a_shard_that_says_what_was_true_is_believed_to_have_lost_its_part(patch: pytest.MonkeyPatch) -> None:
-    take_back = Rounds._take_back
-
-    def strict(self: Rounds, event: Any) -> None:
-        behind = self.last is not None and event.round <= self.last.id.round
-        if behind and event.shard not in self._unfinished:
-            self._give_up(f"shard {event.shard} came back at round {event.round}")
-        else:
-            take_back(self, event)
-
-    patch.setattr(Rounds, "_take_back", strict)
 
 
 # --- Rounds that are closed before all have come ------------------------------------------------------------------
@@ -234,7 +219,7 @@ def a_late_one_is_added_all_the_same(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Gathering, "close", open_still)
 
 
-@mutant("quorum")
+@mutant("quorum", 55)
 def what_has_begun_on_some_shards_only_is_left_out(patch: pytest.MonkeyPatch) -> None:
     def everywhere(self: Closing, shards: Any) -> Any:
         if any(shard not in self.begun for shard in shards):
@@ -244,7 +229,7 @@ def what_has_begun_on_some_shards_only_is_left_out(patch: pytest.MonkeyPatch) ->
     patch.setattr(Closing, "begun_anywhere", everywhere)
 
 
-@mutant("quorum")
+@mutant("quorum", 22)
 def who_is_late_is_told_that_it_counts(patch: pytest.MonkeyPatch) -> None:
     fate = Gathering.fate
 
@@ -262,26 +247,10 @@ def _as_the_shards_say(contribution: Contribution, _: object = None) -> Receipt:
     return Receipt(word, 0, contribution.round)
 
 
-# --- Receipts -----------------------------------------------------------------------------------------------------
-
-
-@mutant("reads")
-def shards_remember_one_decision(patch: pytest.MonkeyPatch) -> None:
-    """When they are started again."""
-    learn = Counted.learn
-
-    def only(self: Counted, decision: Any, *gathered: Any) -> None:
-        if self._latest is None:
-            self._known.clear()
-        learn(self, decision, *gathered)
-
-    patch.setattr(Counted, "learn", only)
-
-
 # --- Workers ------------------------------------------------------------------------------------------------------
 
 
-@mutant("kills")
+@mutant("kills", 2)
 def an_answer_that_was_lost_makes_a_new_contribution(patch: pytest.MonkeyPatch) -> None:
     start_over = Exchange._restarted
 
@@ -296,12 +265,12 @@ def an_answer_that_was_lost_makes_a_new_contribution(patch: pytest.MonkeyPatch) 
 # --- Policies -----------------------------------------------------------------------------------------------------
 
 
-@mutant("turns")
+@mutant("turns", 4)
 def nothing_is_too_stale(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Asynchronous, "is_stale", lambda *_: False)
 
 
-@mutant("turns")
+@mutant("turns", 6)
 def nobody_waits_for_the_slowest(patch: pytest.MonkeyPatch) -> None:
     def first(_: Bounded, offers: Sequence[Offer], *__: object) -> Selected | None:
         return Selected(offers[0].member, offers[0].sequence) if offers else None
