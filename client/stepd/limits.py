@@ -36,6 +36,9 @@ AT_ONCE_MESSAGE_BYTES_MAX: Final = 4 * AT_ONCE_BYTES_MAX
 # What is copied into shared memory, or finished there, between two messages that say so: few messages, and the other
 # side begins early.
 SHARED_BYTES_AT_ONCE: Final = 4 * MIB
+# What a shard adds of a contribution in shared memory at once, on all its cores: some milliseconds, and then one of
+# somebody else may go on. It holds no memory.
+SHARED_BYTES_TAKEN: Final = 16 * MIB
 # gRPC's own default, kept: small messages are far below it, and chunks are bounded above.
 MESSAGE_BYTES_MAX: Final = 4 * MIB
 # A layout names every tensor of a run in one message; this and the name's length keep it below MESSAGE_BYTES_MAX.
@@ -62,7 +65,7 @@ REPLACED_MAX: Final = 8
 GONE_MAX: Final = 64
 # Workers whose contributions a shard counts that come again; it tells of them with every registration.
 REPEATING_MAX: Final = 256
-# Memberships of a run of which a shard remembers what it has counted: as many as can be members, 40 bytes each on file.
+# Memberships of a run of which a shard remembers what it has counted: as many as can be members, 56 bytes each on file.
 COUNTED_MAX: Final = WORKERS_MAX
 # Changes of a run that it remembers to have made: so many by others may come between a change and its repeat.
 CHANGES_MAX: Final = 256

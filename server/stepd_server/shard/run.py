@@ -12,6 +12,7 @@ from stepd.errors import Aborted, FailedPrecondition, InvalidArgument, Unavailab
 from stepd.limits import WAIT_S
 from stepd.v1 import round_pb2, shard_control_pb2
 from stepd_server.kernels.arriving import loops
+from stepd_server.kernels.updates import prepare
 from stepd_server.shard.applying import Step, without_norms
 from stepd_server.shard.arena import Arena
 from stepd_server.shard.extending import Extension
@@ -22,6 +23,7 @@ from stepd_server.shard.loading import lacking, load
 from stepd_server.shard.measuring import Measuring
 from stepd_server.shard.pushing import Pushing
 from stepd_server.shard.scratch import Scratch
+from stepd_server.shard.sums import clip_limit
 from stepd_server.shard.threads import sweep
 
 log = logging.getLogger(__name__)
@@ -40,8 +42,16 @@ class ShardRun(Pushing):
         self.extension: Extension | None = None
         self._loaded = 0
         self._scratch = Scratch(arena.piece)
-        loops(arena.piece.dtype, arena.piece.size)  # to be there when the first contribution comes
+        self._prepare_kernels()
         self._take_up()
+
+    def _prepare_kernels(self) -> None:
+        """Have them be there when the first contribution comes."""
+        piece = self.arena.piece
+        loops(piece.dtype, piece.size)
+        limits = [clip_limit(piece.spec.clip, group.clip) for group in piece.spec.groups]
+        rules = [group.rule for group in piece.groups]
+        prepare(list(zip(rules, limits, strict=True)), piece.dtype, piece.size)
 
     def _take_up(self) -> None:
         """Go on where an earlier process stood: a step that was under way is finished before anybody is answered."""
@@ -83,6 +93,17 @@ class ShardRun(Pushing):
         ready = await self._changed.until(
             lambda: self._check_alive() and self._finishing is None and self.arena.round >= id[0], WAIT_S
         )
+        if self._gathering is not None and self._gathering.id < id and self._adding is not None:
+            # Threads write to the accumulator still. They are done in some milliseconds, and begin nothing new.
+            self._opening += 1
+            try:
+                await self._changed.until(lambda: self._adding is None)
+            finally:
+                self._opening -= 1
+                self._changed.notify()
+            async for message in self.gather(request):
+                yield message
+            return
         if not ready:
             raise Unavailable(f"run {self.name!r}: round {self.arena.round} is not finished, asked for {id[0]}")
         if self.arena.round > id[0] or (self._gathering is not None and self._gathering.id > id):
@@ -109,6 +130,8 @@ class ShardRun(Pushing):
                     await asyncio.sleep(0)
                     self._check_current(gathering)
                 sums = gathering.sums()
+                if not gathering.in_turn:
+                    self._counted.expect(id[0], gathering.sequences(for_any_round=True))
                 if not sums.nonfinite:
                     self.arena.gathered.write(gathering.gathered)
                 yield shard_control_pb2.GatherRoundResponse(sums=sums)
@@ -223,7 +246,8 @@ class ShardRun(Pushing):
                 await self._send_readers_away()
             finishing.begin()
         self._decision = without_norms(decision)
-        self._counted.learn(self._decision)
+        current = gathering is not None and gathering.id == (decision.id.round, decision.id.attempt)
+        self._counted.learn(self._decision, gathering.sequences() if gathering and current else None)
         if gathered is not None:
             self._applied_to = self._applied_to or 0
             self._changed.notify()
@@ -255,6 +279,7 @@ class ShardRun(Pushing):
             lambda: (
                 self._check_alive()
                 and self._finishing is None
+                and self._adding is None
                 and not self.staging.busy
                 and self.arena.round >= from_round
             ),
@@ -273,6 +298,7 @@ class ShardRun(Pushing):
         self.arena, self.extension = extension.settle(), None
         self.staging = self.staging.extended(self.arena)
         self._scratch = Scratch(self.arena.piece)
+        self._prepare_kernels()
         self._gathering = None
         self._changed.notify()
         log.info("run %r: extended, version %d of the layout", self.name, version)
@@ -290,8 +316,9 @@ class ShardRun(Pushing):
 
     async def close(self) -> None:
         """End every call on the run; return when nothing changes its memory any more."""
-        if self._finishing is not None:
-            await asyncio.wait([self._finishing])
+        for task in (self._finishing, self._adding):
+            if task is not None:
+                await asyncio.wait([task])
         self.closed = True
         self.staging.close()
         self._changed.notify()
