@@ -104,13 +104,7 @@ class ShardRun(Pushing):
             async for message in self.gather(request):
                 yield message
             return
-        if not ready:
-            raise Unavailable(f"run {self.name!r}: round {self.arena.round} is not finished, asked for {id[0]}")
-        if self.arena.round > id[0] or (self._gathering is not None and self._gathering.id > id):
-            raise FailedPrecondition(f"run {self.name!r}: round {id[0]} attempt {id[1]} is over")
-        if self._gathering is None and (known := self.arena.gathered.read()) and known.id >= id:
-            # By an earlier process. It may be decided already: the sum is kept until another attempt is asked for.
-            raise Unavailable(f"run {self.name!r}: the shard was started anew after it gathered round {id[0]}")
+        self._check_may_gather(id, ready=ready)
         self._extend_to(request.layout_version)
         if self._gathering is None or self._gathering.id < id:
             arena = self.arena
@@ -140,6 +134,15 @@ class ShardRun(Pushing):
                 lambda: self._check_alive() and (self._gathering is not gathering or telling.has_news)
             )
             self._check_current(gathering)
+
+    def _check_may_gather(self, id: tuple[int, int], *, ready: bool) -> None:
+        if not ready:
+            raise Unavailable(f"run {self.name!r}: round {self.arena.round} is not finished, asked for {id[0]}")
+        if self.arena.round > id[0] or (self._gathering is not None and self._gathering.id > id):
+            raise FailedPrecondition(f"run {self.name!r}: round {id[0]} attempt {id[1]} is over")
+        if self._gathering is None and (known := self.arena.gathered.read()) and known.id >= id:
+            # By an earlier process. It may be decided already: the sum is kept until another attempt is asked for.
+            raise Unavailable(f"run {self.name!r}: the shard was started anew after it gathered round {id[0]}")
 
     async def close_round(self, id: round_pb2.RoundId) -> list[round_pb2.Member]:
         """Begin no more contributions to an attempt; give whose have begun. Nobody's if it is over."""
