@@ -90,21 +90,12 @@ class ShardRun(Pushing):
     ) -> AsyncGenerator[shard_control_pb2.GatherRoundResponse, None]:
         """Open an attempt, or look on if it is open; tell what arrives, and at last the sums."""
         id = (request.id.round, request.id.attempt)
-        ready = await self._changed.until(
-            lambda: self._check_alive() and self._finishing is None and self.arena.round >= id[0], WAIT_S
-        )
-        if self._gathering is not None and self._gathering.id < id and self._adding is not None:
-            # Threads write to the accumulator still. They are done in some milliseconds, and begin nothing new.
-            self._opening += 1
-            try:
-                await self._changed.until(lambda: self._adding is None)
-            finally:
-                self._opening -= 1
-                self._changed.notify()
-            async for message in self.gather(request):
-                yield message
-            return
-        self._check_may_gather(id, ready=ready)
+        await self._until_ready(*id)
+        if self.arena.round > id[0] or (self._gathering is not None and self._gathering.id > id):
+            raise FailedPrecondition(f"run {self.name!r}: round {id[0]} attempt {id[1]} is over")
+        if self._gathering is None and (known := self.arena.gathered.read()) and known.id >= id:
+            # By an earlier process. It may be decided already: the sum is kept until another attempt is asked for.
+            raise Unavailable(f"run {self.name!r}: the shard was started anew after it gathered round {id[0]}")
         self._extend_to(request.layout_version)
         if self._gathering is None or self._gathering.id < id:
             arena = self.arena
@@ -135,14 +126,27 @@ class ShardRun(Pushing):
             )
             self._check_current(gathering)
 
-    def _check_may_gather(self, id: tuple[int, int], *, ready: bool) -> None:
-        if not ready:
-            raise Unavailable(f"run {self.name!r}: round {self.arena.round} is not finished, asked for {id[0]}")
-        if self.arena.round > id[0] or (self._gathering is not None and self._gathering.id > id):
-            raise FailedPrecondition(f"run {self.name!r}: round {id[0]} attempt {id[1]} is over")
-        if self._gathering is None and (known := self.arena.gathered.read()) and known.id >= id:
-            # By an earlier process. It may be decided already: the sum is kept until another attempt is asked for.
-            raise Unavailable(f"run {self.name!r}: the shard was started anew after it gathered round {id[0]}")
+    async def _until_ready(self, round_number: int, attempt: int) -> None:
+        """Wait until the rounds before are finished, and nothing writes to the accumulator for an attempt before."""
+
+        async def finished() -> None:
+            if not await self._changed.until(
+                lambda: self._check_alive() and self._finishing is None and self.arena.round >= round_number, WAIT_S
+            ):
+                raise Unavailable(
+                    f"run {self.name!r}: round {self.arena.round} is not finished, asked for {round_number}"
+                )
+
+        await finished()
+        while self._adding is not None and (self._gathering is None or self._gathering.id < (round_number, attempt)):
+            # Threads are done in some milliseconds, and meanwhile nobody begins anything new.
+            self._opening += 1
+            try:
+                await self._changed.until(lambda: self._adding is None)
+            finally:
+                self._opening -= 1
+                self._changed.notify()
+            await finished()
 
     async def close_round(self, id: round_pb2.RoundId) -> list[round_pb2.Member]:
         """Begin no more contributions to an attempt; give whose have begun. Nobody's if it is over."""
