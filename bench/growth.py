@@ -9,8 +9,8 @@ workers:  1 to 32 with a model of 16 MB by gRPC, each a process;
 shards:   1 to 8 with a model of 100 MB and two workers by gRPC.
 
 Median seconds of a step, and the exponent of a power law through them: 1 is proportional. Of sizes it is fitted from
-16 MB on: below that a step is calls and not bytes. Sizes for which the memory does not suffice are left out. Whole runs
-are written to docs/benchmarks.md and docs/growth-*.svg.
+16 MB on: below that a step is calls and not bytes. Sizes for which the memory does not suffice are left out. What is
+not quick is written to docs/benchmarks.md and docs/growth-*.svg.
 """
 
 from __future__ import annotations
@@ -150,22 +150,21 @@ def add(growth: Growth, x: float, y: float) -> None:
     print(f"{growth.title}: {x:g}: {y:.4f} s", file=sys.stderr, flush=True)
 
 
-def write(found: dict[str, list[Growth]], table: str) -> None:
-    pages.write("growth", table)
-    for kind, growths in found.items():
-        svg = chart.render(
-            [growth.panel() for growth in growths],
-            title=f"A step over {'the size of the model' if kind == 'size' else kind}",
-            subtitle="medians; the thin line is the power law",
-            x_label=growths[0].x_label,
-            log_x=True,
-        )
-        (pages.DOCS / f"growth-{kind}.svg").write_text(svg)
+def write(kind: str, growths: Sequence[Growth]) -> None:
+    pages.write(f"growth-{kind}", markdown(growths))
+    svg = chart.render(
+        [growth.panel() for growth in growths],
+        title=f"A step over {'the size of the model' if kind == 'size' else kind}",
+        subtitle="medians; the thin line is the power law",
+        x_label=growths[0].x_label,
+        log_x=True,
+    )
+    (pages.DOCS / f"growth-{kind}.svg").write_text(svg)
 
 
 def markdown(growths: Sequence[Growth]) -> str:
     loops = "compiled" if available() else "NumPy"
-    versions = ", ".join(f"{name} {value}" for name, value in pages.versions(("numpy", "grpcio")).items())
+    versions = ", ".join(pages.versions(("numpy", "grpcio")))
     lines = ["| | slope | seconds |", "| --- | --- | --- |", *[growth.row() for growth in growths]]
     return "\n".join([*lines, "", f"Loops: {loops}. {versions}."])
 
@@ -177,14 +176,16 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--no-write", action="store_true", help="leave the documentation as it is")
     options = parser.parse_args()
-    found = {kind: KINDS[kind](quick=options.quick) for kind in options.only}
-    growths = [growth for kind in found.values() for growth in kind]
+    growths = []
+    for kind in options.only:
+        found = KINDS[kind](quick=options.quick)
+        growths += found
+        if not (options.quick or options.no_write):
+            write(kind, found)
     if options.json:
         print(json.dumps([asdict(growth) | {"slope": growth.fit and growth.fit.exponent} for growth in growths]))
     else:
         print(markdown(growths))
-    if not (options.quick or options.no_write) and set(found) == set(KINDS):
-        write(found, markdown(growths))
 
 
 if __name__ == "__main__":

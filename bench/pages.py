@@ -28,12 +28,12 @@ def write(part: str, content: str) -> None:
     PAGE.write_text(replaced(PAGE.read_text(), part, content))
 
 
-def versions(packages: Sequence[str]) -> dict[str, str]:
+def versions(packages: Sequence[str]) -> list[str]:
     """Of the machine, Python and those packages that are installed."""
-    found = {"cores:": str(len(os.sched_getaffinity(0))), "Python": platform.python_version()}
+    found = [f"{len(os.sched_getaffinity(0))} cores", f"Python {platform.python_version()}"]
     for name in packages:
         try:
-            found[name] = version(name)
+            found.append(f"{name} {version(name)}")
         except PackageNotFoundError:
             continue
     return found

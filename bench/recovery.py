@@ -29,6 +29,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,6 +37,7 @@ import stepd
 from stepd.memory import tune_malloc
 from stepd_server.cli import main as serve
 from stepd_server.shard.finishing import Finishing, Turn
+from stepd_server.shard.sweeping import Swept
 
 BAR = 1.10
 WARM_UP = 3
@@ -99,23 +101,30 @@ def recovery(megabytes: int, kills: int, transport: str) -> tuple[float, list[fl
 
 def shard_that_can_do_without() -> int:
     """A shard whose run "without" changes its arrays and writes nothing down."""
-    begin, carry_out = Finishing.begin, Finishing.carry_out
+    begin, carry_out, run = Finishing.begin, Finishing.carry_out, Finishing.run
 
     def begin_maybe(self: Finishing) -> None:
         if self._arena.piece.spec.name == WITHOUT:
             self._arena.remembering.write = lambda _: None  # type: ignore[method-assign]
         begin(self)
 
-    def carry_out_maybe(self: Finishing, turn: Turn) -> None:
-        if self._arena.piece.spec.name != WITHOUT:
-            return carry_out(self, turn)
+    def update(self: Finishing, turn: Turn | Swept) -> None:
         assert self._step is not None
         for unit in turn.units:
             self._step.update(unit.spans)
-        return None
+
+    def carry_out_maybe(self: Finishing, turn: Turn) -> None:
+        (update if self._arena.piece.spec.name == WITHOUT else carry_out)(self, turn)
+
+    def run_maybe(self: Finishing, turn: Swept, *how: Any) -> None:
+        if self._arena.piece.spec.name == WITHOUT:
+            update(self, turn)
+        else:
+            run(self, turn, *how)
 
     Finishing.begin = begin_maybe  # type: ignore[method-assign]
     Finishing.carry_out = carry_out_maybe  # type: ignore[method-assign]
+    Finishing.run = run_maybe  # type: ignore[method-assign]
     sys.argv = ["stepd", *sys.argv[2:]]
     return serve()
 

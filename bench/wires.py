@@ -19,7 +19,6 @@ import stepd
 from bench.processes import time_steps
 from bench.step import CLIP, DECAY, RATE, gradients, zeros
 from stepd import encodings
-from stepd.transfer import bytes_of
 
 ROWS = (
     ("float32", stepd.Wire(), "grpc"),
@@ -35,7 +34,7 @@ ROWS = (
 def bytes_sent(worker: stepd.Worker, wire: stepd.Wire, grads: dict[str, np.ndarray]) -> int:
     """Of one contribution, in messages."""
     plan = worker._streams.plan  # noqa: SLF001 (as streams see it)
-    views = {id_: bytes_of(grads[spec.name]) for id_, spec in enumerate(plan.parameters)}
+    views = {id_: grads[spec.name] for id_, spec in enumerate(plan.parameters)}
     encoding = encodings.of_gradients(wire.gradients)
     return sum(len(message) for push in plan.pushes() for message in push.messages(views, encoding))
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from stepd.chart import LEFT, WIDTH, label, page, segment, text
 
-NAMES: Final = 250  # room for the names of groups
+NAMES: Final = 230  # room for the names of groups
 VALUES: Final = 70  # room for values behind the bars
 BAR: Final = 12
 GAP: Final = 12
@@ -60,8 +60,7 @@ def render(groups: Sequence[Group], kinds: Sequence[str], *, title: str, subtitl
         parts.append(text(x + 18, 83, kind, "tick"))
     for row, group in enumerate(groups):
         top = TOP + row * step
-        kind = "head" if group.ours else "tick"
-        parts.append(text(left - 8, top + (step - GAP) / 2 + 4, group.name, kind, anchor="end"))
+        parts.append(text(left - 8, top + (step - GAP) / 2 + 3, group.name, "tick", anchor="end"))
         for i, value in enumerate(group.values):
             if value is None:
                 continue

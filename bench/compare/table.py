@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from bench.compare import bars
 from bench.compare.system import System
@@ -16,7 +16,7 @@ def by_place(results: Sequence[Result]) -> dict[tuple[str, int], Result]:
     return {(result.key, result.workers): result for result in results}
 
 
-def markdown(systems: Sequence[System], results: Sequence[Result], versions: Mapping[str, str]) -> str:
+def markdown(systems: Sequence[System], results: Sequence[Result], versions: Sequence[str]) -> str:
     """The table. Seconds of a step, and of all processes' time for it; MB of the process that holds the parameters."""
     found = by_place(results)
     head = ["system", "way", "W1 s", "W2 s", "W1 cpu s", "W2 cpu s", "W1 server MB", "W2 server MB", "off by"]
@@ -37,7 +37,7 @@ def markdown(systems: Sequence[System], results: Sequence[Result], versions: Map
                 ]
             )
         )
-    return "\n".join([*lines, "", ", ".join(f"{name} {version}" for name, version in versions.items()) + "."])
+    return "\n".join([*lines, "", f"{', '.join(versions)}."])
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -14,7 +14,6 @@ from stepd.definitions import GroupSpec, ParameterSpec
 from stepd.errors import NotFound, StepdError, Unavailable
 from stepd.parameters import ParameterTable
 from stepd.streams import RunStreams
-from stepd.transfer import bytes_of
 from stepd.v1 import coordinator_pb2
 
 # For giving up a group that could not be loaded.
@@ -54,7 +53,7 @@ async def _load_and_commit(
     table = ParameterTable(specs.parameters_from_proto(added.spec))
     extended = RunStreams(streams.session, added.spec, added.layout, table)
     first = len(table.specs) - len(masters)
-    await extended.load({first + i: bytes_of(master) for i, master in enumerate(masters)}, extension=request_id)
+    await extended.load(dict(enumerate(masters, first)), extension=request_id)
     commit = coordinator_pb2.CommitGroupRequest(run=streams.run, request_id=request_id)
     await streams.session.ask("CommitGroup", commit)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -155,10 +156,24 @@ class Picture:
     def arrays_in(self, buffer: Array) -> dict[str, Array]:
         """The parameters by name, as views of the buffer, which they keep alive."""
         regions, arrays = self.regions_in(buffer), {}
-        for id_, (region, at) in self.places.items():
-            spec = self.plan.parameters[id_]
-            arrays[spec.name] = regions[region][at : at + spec.size].reshape(spec.shape)
+        for name, region, part, shape in self._cuts:
+            array = regions[region][part]
+            arrays[name] = array if shape is None else array.reshape(shape)
         return arrays
+
+    @cached_property
+    def _cuts(self) -> list[tuple[str, int, slice, tuple[int, ...] | None]]:
+        """Of each parameter: its name, its region, where it lies there, and its shape unless it is flat."""
+        parameters = self.plan.parameters
+        return [
+            (
+                parameters[id_].name,
+                region,
+                slice(at, at + parameters[id_].size),
+                None if len(parameters[id_].shape) == 1 else parameters[id_].shape,
+            )
+            for id_, (region, at) in self.places.items()
+        ]
 
     def receiver(self, shard: int, regions: Sequence[Array]) -> Receiver:
         """Takes the chunks of one stream from a shard."""

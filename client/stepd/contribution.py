@@ -10,7 +10,6 @@ from stepd.buffers import Array
 from stepd.definitions import ParameterSpec
 from stepd.errors import NonFiniteGradient
 from stepd.results import Receipt, receipt_word
-from stepd.transfer import bytes_of
 from stepd.v1 import round_pb2, shard_pb2
 
 # Receipts of what no round takes.
@@ -26,7 +25,7 @@ class Contribution:
     """One gradient on its way into one round.
 
     Attributes:
-        views: the bytes of each parameter it holds, by id.
+        views: of each parameter it holds, by id: C-contiguous.
         weight: of it, in weighted runs.
         based_on: steps applied in the parameters that it was computed from.
         sender: the membership that it is of.
@@ -39,7 +38,7 @@ class Contribution:
         over: its round is decided, or none takes it.
     """
 
-    views: Mapping[int, memoryview]
+    views: Mapping[int, Array]
     weight: float
     based_on: int = 0
     sender: round_pb2.Member = field(default_factory=round_pb2.Member)
@@ -53,7 +52,7 @@ class Contribution:
 
     @classmethod
     def of(cls, arrays: Mapping[int, Array], weight: float, based_on: int) -> Contribution:
-        return cls({id_: bytes_of(array) for id_, array in arrays.items()}, weight, based_on)
+        return cls(arrays, weight, based_on)
 
     @property
     def id(self) -> round_pb2.RoundId:

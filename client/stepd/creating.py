@@ -15,7 +15,6 @@ from stepd.retry import PAUSE_S_MAX, PAUSE_S_MIN
 from stepd.session import Session
 from stepd.specs import run_from_proto
 from stepd.streams import RunStreams
-from stepd.transfer import bytes_of
 from stepd.v1 import coordinator_pb2, run_pb2
 
 # For taking back a run that could not be loaded.
@@ -45,7 +44,7 @@ async def _create_once(session: Session, request: coordinator_pb2.CreateRunReque
         streams = RunStreams(
             session, created.run.spec, created.layout, ParameterTable(run_from_proto(created.run.spec).parameters)
         )
-        await streams.load({id_: bytes_of(master) for id_, master in enumerate(masters)})
+        await streams.load(dict(enumerate(masters)))
         await session.ask(
             "StartRun", coordinator_pb2.StartRunRequest(run=created.run.spec.name, run_id=created.run.run_id)
         )

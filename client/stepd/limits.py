@@ -66,7 +66,7 @@ REPLACED_MAX: Final = 8
 GONE_MAX: Final = 64
 # Workers whose contributions a shard counts that come again; it tells of them with every registration.
 REPEATING_MAX: Final = 256
-# Memberships of a run of which a shard remembers what it has counted: as many as can be members, 40 bytes each on file.
+# Memberships of a run of which a shard remembers what it has counted: as many as can be members, 56 bytes each on file.
 COUNTED_MAX: Final = WORKERS_MAX
 # Changes of a run that it remembers to have made: so many by others may come between a change and its repeat.
 CHANGES_MAX: Final = 256

@@ -275,7 +275,8 @@ def check_gradients(table: ParameterTable, grads: Mapping[str, Any], missing: Mi
             found[id_] = to_master(_check_gradient(table.specs[id_], value), table.master)
     if missing == "error":
         check_whole(table, found)
-    return dict(sorted(found.items()))
+    ids = sorted(found)
+    return found if ids == list(found) else {id_: found[id_] for id_ in ids}
 
 
 def check_whole(table: ParameterTable, held: Collection[int]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from stepd.buffers import Array
 from stepd.definitions import DType, ParameterSpec
 from stepd.limits import SHARED_BYTES_AT_ONCE
-from stepd.transfer import ShardPush
+from stepd.transfer import ShardPush, bytes_of
 
 # Of the secret by which a shard recognises the memory.
 SECRET_BYTES: Final = 32
@@ -97,7 +97,7 @@ class Memory:
             for spec, start in zip(self._parameters, self._lent, strict=False)
         }
 
-    def place(self, push: ShardPush, views: Mapping[int, memoryview]) -> Iterator[SharedChunk]:
+    def place(self, push: ShardPush, views: Mapping[int, Array]) -> Iterator[SharedChunk]:
         """Copy what of a contribution does not lie here already, and say where it lies, in order and as it is there."""
         itemsize = self._dtype.itemsize
         # Copied without the interpreter's help from element to element: a memoryview of bytes does it at once.
@@ -108,7 +108,7 @@ class Memory:
         for planned in push.chunks:
             offset = planned.offset
             for id_, part in planned.pieces:
-                view = views[id_] if part is None else views[id_][part]
+                view = bytes_of(views[id_])[part or slice(None)]
                 in_place, start = starts[id_]
                 at = start + (part.start // itemsize if part is not None else 0)
                 if not in_place:
@@ -128,9 +128,9 @@ class Memory:
         if chunk is not None:
             yield chunk
 
-    def _starts(self, id_: int, view: memoryview) -> tuple[bool, int]:
+    def _starts(self, id_: int, view: Array) -> tuple[bool, int]:
         """Whether a gradient lies in the array that was lent for it, and where it is to lie."""
-        address = _address(np.frombuffer(view, np.uint8))
+        address = _address(view)
         in_place = address == _address(self._bytes) + self._lent[id_] * self._dtype.itemsize
         return in_place, self._lent[id_] if in_place else self._copied[id_]
 

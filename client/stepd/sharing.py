@@ -57,7 +57,7 @@ class Link:
     def end(self) -> None:
         self._call.cancel()
 
-    def messages(self, push: ShardPush, views: Mapping[int, memoryview]) -> Iterator[bytes]:
+    def messages(self, push: ShardPush, views: Mapping[int, Array]) -> Iterator[bytes]:
         """A contribution's messages after its header; what they name is there when they are made."""
         for offset, count, at in self._memory.place(push, views):
             chunk = shard_pb2.SharedChunk(offset=offset, count=count, at=at)

@@ -17,7 +17,6 @@ from stepd.specs import hyperparameter_to_proto
 from stepd.state_space import OptimizerState, StatePicture
 from stepd.streams import RunStreams
 from stepd.torch_form import StateDict
-from stepd.transfer import bytes_of
 from stepd.v1 import coordinator_pb2, shard_pb2
 
 
@@ -47,7 +46,7 @@ async def load_state_dict(streams: RunStreams, state_dict: object) -> None:
     loaded = torch_form.read(spec, state_dict)
     state_id = uuid.uuid4().hex
     regions = picture.flat(loaded.state)
-    views = {index: bytes_of(region) for index, region in enumerate(regions)}
+    views = dict(enumerate(regions))
 
     async def stage(shard: int) -> None:
         header = picture.header(streams.run, state_id, shard, loaded.state)

@@ -90,13 +90,13 @@ class RunStreams:
     def shards(self) -> range:
         return range(len(self._targets))
 
-    async def load(self, views: Mapping[int, memoryview], *, extension: str = "") -> None:
+    async def load(self, views: Mapping[int, Array], *, extension: str = "") -> None:
         """Give every shard its initial parameters, or those of an extension."""
         header = shard_pb2.LoadParametersHeader(run=self.run, extension=extension)
         raw = wire.encode_header(shard_pb2.LoadParametersRequest, header)
         await together(self._load(shard, raw, views) for shard in self.shards)
 
-    async def _load(self, shard: int, header: bytes, views: Mapping[int, memoryview]) -> None:
+    async def _load(self, shard: int, header: bytes, views: Mapping[int, Array]) -> None:
         await self.give("LoadParameters", shard, header, self.plan.pushes(views)[shard], views)
 
     async def give(
@@ -105,7 +105,7 @@ class RunStreams:
         shard: int,
         header: bytes,
         push: ShardPush,
-        views: Mapping[int, memoryview],
+        views: Mapping[int, Array],
     ) -> None:
         """A stream to one shard that may be sent again from its beginning, sent until it is taken."""
         patience = self._patience(method, shard)
@@ -120,7 +120,7 @@ class RunStreams:
                 await self._wait(shard, patience, from_rpc_error(error, target=self._targets[shard]))
 
     async def push(
-        self, shard: int, header: shard_pb2.PushHeader, push: ShardPush, views: Mapping[int, memoryview]
+        self, shard: int, header: shard_pb2.PushHeader, push: ShardPush, views: Mapping[int, Array]
     ) -> shard_pb2.PushResponse:
         """One contribution to one shard, sent until there is a receipt. Aborted of a reason in OVER is raised."""
         raw = wire.encode_header(shard_pb2.PushRequest, header)
@@ -143,7 +143,7 @@ class RunStreams:
         shard: int,
         header: shard_pb2.PushHeader,
         push: ShardPush,
-        views: Mapping[int, memoryview],
+        views: Mapping[int, Array],
         request: shard_pb2.PullRequest,
         picture: Picture,
         regions: Sequence[Array],

@@ -15,7 +15,7 @@ import numpy as np
 
 from stepd import encodings, wire
 from stepd.definitions import DType, ParameterSpec
-from stepd.encodings import Encoding
+from stepd.encodings import Array, Encoding
 from stepd.errors import StepdError
 from stepd.layout import Slice, flat_starts, slices_of
 from stepd.limits import CHUNK_BYTES
@@ -46,18 +46,19 @@ class PushChunk(NamedTuple):
     payload_bytes: int
     pieces: tuple[Piece, ...]
 
-    def encode(self, views: Mapping[int, memoryview]) -> bytes:
-        """The message, from the bytes of each parameter."""
+    def encode(self, views: Mapping[int, Array]) -> bytes:
+        """The message, from the array of each parameter."""
         return wire.encode_chunk(self.offset, self.payload_bytes, self._pieces(views))
 
-    def encode_as(self, encoding: Encoding, views: Mapping[int, memoryview]) -> bytes:
+    def encode_as(self, encoding: Encoding, views: Mapping[int, Array]) -> bytes:
         """The message in an encoding."""
         pieces = self._pieces(views)
         values = np.frombuffer(pieces[0] if len(pieces) == 1 else b"".join(pieces), encodings.F4)
         return encoding.message(self.offset, values)
 
-    def _pieces(self, views: Mapping[int, memoryview]) -> list[memoryview]:
-        return [views[p] if part is None else views[p][part] for p, part in self.pieces]
+    def _pieces(self, arrays: Mapping[int, Array]) -> list[Any]:
+        # Not a view of each: there may be ten thousand, and the garbage collector would look at all of them.
+        return [arrays[p] if part is None else bytes_of(arrays[p])[part] for p, part in self.pieces]
 
 
 class ShardPush(NamedTuple):
@@ -75,7 +76,7 @@ class ShardPush(NamedTuple):
     def payload_bytes(self) -> int:
         return sum(chunk.payload_bytes for chunk in self.chunks)
 
-    def messages(self, views: Mapping[int, memoryview], encoding: Encoding | None = None) -> Iterator[bytes]:
+    def messages(self, views: Mapping[int, Array], encoding: Encoding | None = None) -> Iterator[bytes]:
         """The messages that hold it, made one by one."""
         if encoding is not None:
             return (chunk.encode_as(encoding, views) for chunk in self.chunks)

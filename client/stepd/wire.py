@@ -63,7 +63,7 @@ class Halves(NamedTuple):
     data: memoryview
 
 
-def encode_chunk(offset: int, payload_bytes: int, pieces: Iterable[memoryview]) -> bytes:
+def encode_chunk(offset: int, payload_bytes: int, pieces: Iterable[Any]) -> bytes:
     """One chunk message of pieces laid end to end; copies each byte once.
 
     The prefix is padded to a multiple of 8 bytes with varints longer than they need to be (which protobuf allows), so
@@ -72,7 +72,7 @@ def encode_chunk(offset: int, payload_bytes: int, pieces: Iterable[memoryview]) 
     Args:
         offset: of the first element.
         payload_bytes: of all pieces together.
-        pieces: views of bytes, C-contiguous.
+        pieces: C-contiguous arrays, or views of bytes.
     """
     return b"".join((_chunk_prefix(offset, payload_bytes), *pieces))
 

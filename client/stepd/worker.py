@@ -27,7 +27,6 @@ from stepd.results import Receipt, StepResult
 from stepd.settings import Unfit, fit, refuse, shown
 from stepd.sharing import Sharing
 from stepd.streams import RunStreams
-from stepd.transfer import bytes_of
 from stepd.v1 import coordinator_pb2, round_pb2
 
 T = TypeVar("T")
@@ -236,7 +235,7 @@ class Worker:
                 compressed.counts()
             elif not own:
                 copies = copy_into(self._copies, arrays)
-                contribution.views = {id_: bytes_of(copy) for id_, copy in copies.items()}
+                contribution.views = copies
         elif own and not contribution.sequence:
             self._sums, self._summed = dict(arrays), 1  # not begun: the mean waits for the next step
 

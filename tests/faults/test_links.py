@@ -22,6 +22,7 @@ from tests.patience import PATIENCE_S
 LEASE_S = 4.0
 ELEMENTS = 400_000
 MIDDLE_BYTES = 300_000
+FEW_BYTES = 300
 # A pull of a third of it does not disappear in the buffers of connections.
 LARGE = 6_000_000
 
@@ -46,18 +47,30 @@ def check_all_counted_once(trainees: Trainees) -> None:
         assert all(ranks == [w.rank for w in trainees.workers] for ranks in who.values()), who
 
 
-def test_cuts_anywhere_in_a_step_are_not_seen(fleet: Fleet, client: stepd.Client, name: str, tmp_path: Path) -> None:
+over_both = pytest.mark.parametrize("transport", ["grpc", pytest.param("shm", marks=pytest.mark.slow)])
+
+
+def middle(transport: str) -> int:
+    """Bytes of a link by which a step is under way: where memory is shared, few go through it."""
+    return MIDDLE_BYTES if transport == "grpc" else FEW_BYTES
+
+
+@over_both
+def test_cuts_anywhere_in_a_step_are_not_seen(
+    fleet: Fleet, client: stepd.Client, name: str, tmp_path: Path, transport: str
+) -> None:
     """Connections are reset at exact bytes, within pushes, pulls, and calls of coordinator and shards."""
     create(client, name)
     rng = random.Random(5)
-    with Trainees(tmp_path, fleet.target, name, gradient="digit", retry_for=PATIENCE_S) as trainees:
+    options = {"gradient": "digit", "retry_for": PATIENCE_S, "transport": transport}
+    with Trainees(tmp_path, fleet.target, name, **options) as trainees:
         trainees.start(0, 1)
         trainees.wait(lambda: all(w.steps for w in trainees.workers), "all have begun")
         for _ in range(12):
             cut = threading.Event()
             proxy, way = rng.choice(proxies(fleet)), rng.choice(list(Way))
             # Of the coordinator's link there are not so many bytes.
-            size = 300 if proxy is fleet.coordinator.proxy else MIDDLE_BYTES
+            size = 300 if proxy is fleet.coordinator.proxy else middle(transport)
 
             def cut_it(proxy: Proxy = proxy, cut: threading.Event = cut) -> None:
                 proxy.cut()
@@ -70,9 +83,13 @@ def test_cuts_anywhere_in_a_step_are_not_seen(fleet: Fleet, client: stepd.Client
         check_all_counted_once(trainees)
 
 
-def test_a_lost_answer_to_a_push_counts_once(fleet: Fleet, client: stepd.Client, name: str, tmp_path: Path) -> None:
+@over_both
+def test_a_lost_answer_to_a_push_counts_once(
+    fleet: Fleet, client: stepd.Client, name: str, tmp_path: Path, transport: str
+) -> None:
     create(client, name, elements=1000)
-    with Trainees(tmp_path, fleet.target, name, gradient="digit", retry_for=PATIENCE_S) as trainees:
+    options = {"gradient": "digit", "retry_for": PATIENCE_S, "transport": transport}
+    with Trainees(tmp_path, fleet.target, name, **options) as trainees:
         other, deaf = trainees.start(0, 1)
         trainees.wait(lambda: all(w.steps for w in trainees.workers), "all have begun")
         for _ in range(3):
@@ -126,12 +143,14 @@ def test_lost_answers_of_the_coordinator_change_nothing_twice(fleet: Fleet, name
         assert again.step_count == 0
 
 
+@over_both
 def test_a_worker_whose_links_stall_leaves_within_its_lease(
-    fleet: Fleet, client: stepd.Client, name: str, tmp_path: Path
+    fleet: Fleet, client: stepd.Client, name: str, tmp_path: Path, transport: str
 ) -> None:
     """All of its links, in the middle of a pull: the connections stay, and nothing comes through."""
     create(client, name, workers=None, elements=LARGE)
-    with Trainees(tmp_path, fleet.target, name, lease=LEASE_S, gradient="digit", retry_for=PATIENCE_S) as trainees:
+    options = {"gradient": "digit", "retry_for": PATIENCE_S, "transport": transport}
+    with Trainees(tmp_path, fleet.target, name, lease=LEASE_S, **options) as trainees:
         other, stuck = (*trainees.start(0), *trainees.start(1, rejoin=True))
         trainees.wait(lambda: all(len(w.steps) > 2 for w in trainees.workers), "all have begun")
         at: list[float] = []
@@ -141,7 +160,7 @@ def test_a_worker_whose_links_stall_leaves_within_its_lease(
                 proxy.have(STALLED, of=stuck.pid)
             at.append(time.monotonic())
 
-        proxies(fleet)[2].after(MIDDLE_BYTES, Way.DOWN, stall, of=stuck.pid)
+        proxies(fleet)[2].after(middle(transport), Way.DOWN, stall, of=stuck.pid)
 
         def alone() -> list[float]:
             who = counted(other.steps)

@@ -33,19 +33,28 @@ POLICIES = {
 }
 
 
-@pytest.mark.parametrize(
-    ("policy", "victims"),
-    [
+IN_SHORT = [("async", "shards", "shm"), ("grace", "coordinator", "grpc")]
+AT_LENGTH = [
+    (policy, victims, transport)
+    for policy, victims in [
         ("async", "shards"),
+        ("async", "coordinator"),
+        ("damped", "shards"),
+        ("bounded", "coordinator"),
+        ("quorum", "shards"),
         ("grace", "coordinator"),
-        pytest.param("async", "coordinator", marks=pytest.mark.slow),
-        pytest.param("damped", "shards", marks=pytest.mark.slow),
-        pytest.param("bounded", "coordinator", marks=pytest.mark.slow),
-        pytest.param("quorum", "shards", marks=pytest.mark.slow),
-    ],
+    ]
+    for transport in ("grpc", "shm")
+    if (policy, victims, transport) not in IN_SHORT
+]
+
+
+@pytest.mark.parametrize(
+    ("policy", "victims", "transport"),
+    [*IN_SHORT, *(pytest.param(*case, marks=pytest.mark.slow) for case in AT_LENGTH)],
 )
 def test_a_run_goes_on_over_kills_and_counts_once(
-    start: Callable[..., Fleet], name: str, policy: str, victims: str
+    start: Callable[..., Fleet], name: str, policy: str, victims: str, transport: str
 ) -> None:
     """With plain SGD at rate 1 and gradients of ones the parameters say how many were counted, unless they are damped:
     then every one of them has moved the run by one step."""
@@ -71,7 +80,7 @@ def test_a_run_goes_on_over_kills_and_counts_once(
             return []
 
         def work(index: int) -> list[stepd.StepResult]:
-            return _train(fleet, name, index, stop) if index < WORKERS else kill()
+            return _train(fleet, name, index, transport, stop) if index < WORKERS else kill()
 
         *results, _ = at_once(work, WORKERS + 1)
         _check(policy, results, run)
@@ -81,9 +90,9 @@ def _options(policy: str) -> dict[str, Any]:
     return {"optimizer": stepd.SGD(lr=1.0), "sync": POLICIES[policy]}
 
 
-def _train(fleet: Fleet, name: str, rank: int, stop: threading.Event) -> list[stepd.StepResult]:
+def _train(fleet: Fleet, name: str, rank: int, transport: str, stop: threading.Event) -> list[stepd.StepResult]:
     with (
-        stepd.connect(fleet.target, timeout=5.0, retry_for=PATIENCE_S) as client,
+        stepd.connect(fleet.target, timeout=5.0, retry_for=PATIENCE_S, transport=transport) as client,
         client.run(name).join(rank, lease=20.0) as worker,
     ):
         worker.pull()

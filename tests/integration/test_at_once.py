@@ -119,3 +119,24 @@ def test_a_shard_does_not_do_much_at_once(fleets: Callable[[int], stepd.LocalFle
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert "pull must be up to 65536 bytes" in caught.value.details()
         run.delete()
+
+
+def test_who_does_not_know_a_group_yet_is_told_of_it(fleets: Callable[[int], stepd.LocalFleet], name: str) -> None:
+    """And not that the run with it is too large for one call."""
+    with stepd.connect(fleets(1).target) as client:
+        run = client.create_run(name, {"w": np.zeros(3, F4)}, optimizer=stepd.SGD(lr=0.5))
+        with run.join() as worker:
+            worker.step({"w": np.ones(3, F4)})
+            run.add_param_group(stepd.ParamGroup({"large": np.zeros(AT_ONCE_BYTES_MAX, F4)}))
+            (shard,) = client.fleet().shards
+            header = shard_pb2.PushHeader(run=name, weight=1, sequence=2)
+            header.ranges.add(start=0, count=3)
+            request = shard_pb2.PushAndPullRequest(
+                push=[shard_pb2.PushRequest(header=header)], pull=shard_pb2.PullRequest(run=name, round=1)
+            )
+            with grpc.insecure_channel(shard.target) as channel, pytest.raises(grpc.RpcError) as caught:
+                shard_pb2_grpc.ShardStub(channel).PushAndPull(request, timeout=PATIENCE_S)
+            assert caught.value.code() is grpc.StatusCode.ABORTED
+            assert "a group was added" in caught.value.details()
+            assert worker.step({"w": np.ones(3, F4)}).params["large"].size == AT_ONCE_BYTES_MAX
+        run.delete()

@@ -13,6 +13,7 @@ from stepd.adding import add_group
 from stepd.errors import OverlappingGroups
 from stepd.limits import AT_ONCE_BYTES_MAX
 from stepd.parameters import ParamGroup, define_group
+from stepd.policies import AnySync
 from stepd.retry import Patience
 from stepd.run import Run
 from stepd.session import Session
@@ -79,7 +80,7 @@ class WorldSession(Session):
         return Channel(self._network, self._process, target)
 
 
-async def make(change: Change, streams: RunStreams) -> None:
+async def make(change: Change, streams: RunStreams, policy: AnySync | None) -> None:
     """Change the run. Once more, by a worker that died before it was answered, it comes to the same."""
     match change.kind:
         case "rate":
@@ -88,12 +89,22 @@ async def make(change: Change, streams: RunStreams) -> None:
             await _add_group(streams)
         case "state":
             await _load_state(streams)
+        case "policy":
+            assert policy is not None
+            await _set_policy(streams, policy)
 
 
 async def _set_rate(streams: RunStreams) -> None:
     session: Any = streams.session
     found = await session.ask("GetRun", coordinator_pb2.GetRunRequest(run=RUN))
     Run(session, found.run.spec, found.layout).set_lr(_RATE)
+    await session.kept.pop()
+
+
+async def _set_policy(streams: RunStreams, policy: AnySync) -> None:
+    session: Any = streams.session
+    found = await session.ask("GetRun", coordinator_pb2.GetRunRequest(run=RUN))
+    Run(session, found.run.spec, found.layout).update(sync=policy)
     await session.kept.pop()
 
 

@@ -39,7 +39,8 @@ def problems_of(world: World) -> list[str]:
 
 def _contributions(world: World) -> Contributions:
     layouts = [record.prepared.layout for record in world.course.records if isinstance(record, RunRecord)]
-    contributions = Contributions(layouts)
+    rounds = {(*answer.member, -1, answer.sequence): answer.round for answer in world.answers}
+    contributions = Contributions(layouts, rounds)
     for call in world.pushes:
         contributions.add(_shard(call), messages_of(call.path, call.sent))
     return contributions
@@ -107,20 +108,21 @@ def _turns(world: World, contributions: Contributions) -> list[str]:
     """Contributions that are steps of their own: none twice, none too stale, nobody too far ahead."""
     sync, problems = world.scenario.sync, list[str]()
     counted: set[Key] = set()
-    for decision in world.course.decisions if world.scenario.in_turn else ():
-        for key, scale in keys_of(decision):
+    for decision in world.course.decisions:
+        for key, scale in keys_of(decision) if decision.counted else ():
             staleness = decision.step_before - contributions.based_on(key)
             if key in counted:
                 problems.append(f"{key} was counted twice, the second time by {decision}")
             counted.add(key)
-            if isinstance(sync, Async):
+            if isinstance(sync, Async) and world.scenario.policy is None:
                 if sync.max_staleness is not None and staleness > sync.max_staleness:
                     problems.append(f"{decision} takes what is {staleness} steps old")
                 if scale != (1 / (1 + staleness) if sync.damping else 1.0):
                     problems.append(f"{decision} takes what is {staleness} steps old times {scale}")
     told = {(*answer.member, -1, answer.sequence): answer for answer in world.answers}
     problems += [f"{told[key]}, and it was counted" for key in counted & told.keys() if told[key].status == "stale"]
-    if isinstance(sync, BoundedStaleness) and not any(worker.came_again for worker in world.workers):
+    fresh = world.scenario.policy is None and not any(worker.came_again for worker in world.workers)
+    if isinstance(sync, BoundedStaleness) and fresh:
         problems += _ahead(world, sync)  # who comes again begins with the turns of the slowest
     return problems
 

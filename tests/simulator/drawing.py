@@ -49,14 +49,14 @@ def draw(seed: int, theme: Theme | None = None) -> Scenario:
     """The scenario of a seed; of all of them, or of those with a theme."""
     rng = random.Random(f"scenario {seed}" + (f" of {theme}" if theme else ""))
     theme = theme or rng.choice((None, None, None, None, None, *_ALL))
-    shards, workers = rng.choice((1, 2, 2, 3)), rng.choice((1, 2, 2, 3))
-    target = rng.randint(2, 4)
+    shards, workers = rng.choice((1, 2, 2, 3)), rng.choice((1, 2, 2, 2, 3))
+    target = rng.choice((2, 2, 3, 3, 4))
     rule: Rule = rng.choice(
         (SGD(lr=0.1, momentum=0.9), AdamW(lr=0.05), AdamW(lr=0.05, amsgrad=True), LAMB(lr=0.02), SGD(lr=0.5))
     )
     sync, fixed = _sync(rng, theme, workers)
     clip: AnyClip | None = rng.choice((None, ClipNorm(1.0), ClipValue(0.5), Clip(norm=0.7, value=0.4)))
-    schedule: Schedule | None = rng.choice((None, Cosine(total_steps=10), Exponential(0.8)))
+    schedule: Schedule | None = rng.choice((None, Cosine(total_steps=100), Exponential(0.8)))
     poison: frozenset[tuple[int, int]] = frozenset(
         (worker, step) for worker in range(workers) for step in range(target) if rng.random() < 0.06 / workers
     )
@@ -65,6 +65,11 @@ def draw(seed: int, theme: Theme | None = None) -> Scenario:
         Change(rng.randrange(target), kind)
         for kind in rng.sample(("rate", "group", "state"), rng.choice((0, 0, 0, 0, 1, 2)))
     )
+    policy: AnySync | None = None
+    if rng.random() < 0.12:
+        # Whoever may be gone for good must not be waited for.
+        policy = _sync(rng, None, workers)[0] if fixed else rng.choice((Sync(), Sync(quorum=1), Async()))
+        changes = (*changes, Change(rng.randrange(target), "policy"))
     leaves = {} if fixed or rng.random() < 0.7 else {rng.randrange(workers): rng.randint(1, target)}
     return Scenario(
         seed=seed,
@@ -85,9 +90,10 @@ def draw(seed: int, theme: Theme | None = None) -> Scenario:
         leaves=leaves,
         lease=rng.choice((1.0, 2.0)),
         changes=tuple(sorted(changes, key=lambda change: change.step)),
+        policy=policy,
         deleted=rng.randrange(target) if rng.random() < 0.04 else None,
         average=average,
-        reader=theme == "reads" or rng.random() < 0.2,
+        reader=theme == "reads" or rng.random() < 0.1,
         early=rng.random() < 0.06,
         faults=_faults(rng, theme, shards, workers, target, fixed=fixed),
     )

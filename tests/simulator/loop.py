@@ -54,6 +54,33 @@ class Task(asyncio.Task[Any]):
         return self._number
 
 
+class Handle:
+    """As asyncio's, with no more to it than is used: most of a world's time goes into callbacks.
+
+    Attributes:
+        at: when; of timers.
+    """
+
+    __slots__ = ("args", "at", "callback", "cancelled_", "context")
+
+    def __init__(self, callback: Any, args: tuple[Any, ...], context: Any, at: float = 0.0) -> None:
+        self.callback = callback
+        self.args = args
+        self.context = contextvars.copy_context() if context is None else context
+        self.at = at
+        self.cancelled_ = False
+
+    def cancel(self) -> None:
+        self.cancelled_ = True
+        self.callback, self.args = None, ()
+
+    def cancelled(self) -> bool:
+        return self.cancelled_
+
+    def when(self) -> float:
+        return self.at
+
+
 class Process:
     """What dies and is stopped as one: all code that was started from its own.
 
@@ -68,7 +95,7 @@ class Process:
         self.dead = False
         self.on_death: list[Callable[[], object]] = []
         self._loop = loop
-        self._stopped: list[asyncio.Handle] | None = None
+        self._stopped: list[Handle] | None = None
         self._context = contextvars.Context()
         self._context.run(_RUNNING.set, self)
 
@@ -100,15 +127,16 @@ class Process:
     def stopped(self) -> bool:
         return self._stopped is not None
 
-    def holds(self, handle: asyncio.Handle) -> bool:
-        """Whether a callback of it is not to run now."""
+    @property
+    def runs(self) -> bool:
+        return not self.dead and self._stopped is None
+
+    def hold(self, handle: Handle) -> None:
+        """Take a callback of it that is not to run now."""
         if self.dead:
             self._loop.kept.append(handle)
         elif self._stopped is not None:
             self._stopped.append(handle)
-        else:
-            return False
-        return True
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
@@ -120,7 +148,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
     """
 
     _ready: Any
-    _scheduled: list[asyncio.TimerHandle]
+    _stopping: bool
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,6 +157,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.steps = 0
         self.problems: list[str] = []
         self._now = 0.0
+        # By time, and then by when they were set.
+        self._timers: list[tuple[float, int, Handle]] = []
+        self._set = count()
         self.set_exception_handler(self._note)
 
     # --- Time -----------------------------------------------------------------------------------------------------
@@ -138,27 +169,44 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def _run_once(self) -> None:
         ready = self._ready
-        if not ready:
-            self._jump()
-        handle = ready.popleft()
-        if handle._cancelled:
-            return
-        process = handle._context.get(_RUNNING)
-        if process is None or not process.holds(handle):
+        while not self._stopping:
+            handle = ready.popleft() if ready else self._jump()
+            if handle.cancelled_:
+                continue
+            process = handle.context.get(_RUNNING)
+            if process is not None and not process.runs:
+                process.hold(handle)
+                continue
             self.steps += 1
-            handle._run()
+            try:
+                handle.context.run(handle.callback, *handle.args)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:  # noqa: BLE001 (noted)
+                self._note(self, {"message": f"in {handle.callback}", "exception": error})
 
-    def _jump(self) -> None:
+    def _jump(self) -> Handle:
         """Go to the next timer."""
-        scheduled: Any = self._scheduled
-        while scheduled:
-            handle = heapq.heappop(scheduled)
-            handle._scheduled = False
-            if not handle._cancelled:
-                self._now = max(self._now, handle._when)
-                self._ready.append(handle)
-                return
+        timers = self._timers
+        while timers:
+            at, _, handle = heapq.heappop(timers)
+            if not handle.cancelled_:
+                self._now = max(self._now, at)
+                return handle
         raise Deadlock("nothing is left to happen")
+
+    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
+        handle = Handle(callback, args, context)
+        self._ready.append(handle)
+        return handle
+
+    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
+        handle = Handle(callback, args, context, when)
+        heapq.heappush(self._timers, (when, next(self._set), handle))
+        return handle
+
+    def call_later(self, delay: float, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
+        return self.call_at(self._now + delay, callback, *args, context=context)
 
     def run_later(self, handles: Any) -> None:
         self._ready.extend(handles)
@@ -173,7 +221,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.kept.append(task)
         return task
 
-    def call_soon_threadsafe(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:  # type: ignore[override]
+    def call_soon_threadsafe(self, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
         return self.call_soon(callback, *args, context=context)
 
     def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:  # type: ignore[override]
@@ -210,7 +258,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
                     task.exception()
             self.kept.clear()
             self._ready.clear()
-            self._scheduled.clear()
+            self._timers.clear()
             self.close()
 
 

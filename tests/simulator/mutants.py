@@ -11,9 +11,12 @@ from typing import Any, Final, TypeAlias
 
 import pytest
 
+from stepd.contribution import Contribution
 from stepd.exchange import Exchange
+from stepd.results import Receipt, receipt_word
 from stepd.v1 import shard_pb2
 from stepd_server.coordinator import events
+from stepd_server.coordinator.closing import Closing
 from stepd_server.coordinator.membership import Membership
 from stepd_server.coordinator.policy import Asynchronous, Bounded
 from stepd_server.coordinator.rounds import Rounds
@@ -31,13 +34,18 @@ from tests.simulator.loop import running
 
 Break: TypeAlias = Callable[[pytest.MonkeyPatch], None]
 
-# By name: what breaks it, and the theme of worlds in which that is to be found soon.
-MUTANTS: Final[dict[str, tuple[Break, Theme]]] = {}
+# By name: what breaks it, and the theme of worlds in which that is to be found soon, from which seed on.
+MUTANTS: Final[dict[str, tuple[Break, Theme, int]]] = {}
 
 
-def mutant(theme: Theme) -> Callable[[Break], Break]:
+def mutant(theme: Theme, first: int = 0) -> Callable[[Break], Break]:
+    """Args:
+    theme: of the worlds.
+    first: the first seed that finds it, as things stand: a test need not live through those before.
+    """
+
     def put(function: Break) -> Break:
-        MUTANTS[function.__name__] = (function, theme)
+        MUTANTS[function.__name__] = (function, theme, first)
         return function
 
     return put
@@ -46,12 +54,12 @@ def mutant(theme: Theme) -> Callable[[Break], Break]:
 # --- A shard's step -----------------------------------------------------------------------------------------------
 
 
-@mutant("steps")
+@mutant("steps", 4)
 def what_was_half_done_is_not_undone(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(finishing, "put_back", lambda *_: None)
 
 
-@mutant("steps")
+@mutant("steps", 2)
 def progress_is_not_written_down(patch: pytest.MonkeyPatch) -> None:
     store = Journal.store
 
@@ -62,7 +70,7 @@ def progress_is_not_written_down(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Journal, "store", forget)
 
 
-@mutant("steps")
+@mutant("steps", 2)
 def intent_is_not_written_down(patch: pytest.MonkeyPatch) -> None:
     """Until the end: a step that was begun looks as if it never was."""
     store = Journal.store
@@ -82,7 +90,7 @@ def intent_is_not_written_down(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(finishing.Finishing, "end", end)
 
 
-@mutant("steps")
+@mutant("steps", 2)
 def the_decision_of_a_step_is_not_remembered(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Remembering, "read", lambda _: None)
 
@@ -92,7 +100,7 @@ def sums_are_reported_before_they_are_kept(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(GatheredFile, "write", lambda *_: None)
 
 
-@mutant("steps")
+@mutant("steps", 2)
 def a_step_that_was_begun_is_not_finished(patch: pytest.MonkeyPatch) -> None:
     def forget(arena: Any, _: Any) -> None:
         arena.journal.store(Field.INTENT, arena.round)
@@ -100,7 +108,7 @@ def a_step_that_was_begun_is_not_finished(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(run, "resume", forget)
 
 
-@mutant("reads")
+@mutant("reads", 21)
 def readers_read_on_while_a_step_is_applied(patch: pytest.MonkeyPatch) -> None:
     async def go_on(_: ShardRun) -> None: ...
 
@@ -122,7 +130,7 @@ def what_comes_again_is_added_again(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Gathering, "begin", anew)
 
 
-@mutant("links")
+@mutant("links", 52)
 def sums_by_rank_are_added_as_they_come(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Gathering, "turn", lambda *_: True)
 
@@ -167,12 +175,12 @@ def _first_attempt(store: RunStore) -> events.RecordAttempt:
     return events.RecordAttempt(RoundId(last.id.round + 1 if last else 0, 0))
 
 
-@mutant("kills")
+@mutant("kills", 73)
 def leases_never_run_out(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Membership, "expire", lambda *_: [])
 
 
-@mutant("kills")
+@mutant("kills", 4)
 def a_member_that_is_lost_is_waited_for(patch: pytest.MonkeyPatch) -> None:
     def keep(self: Rounds, member: Any) -> None:
         self._since.pop(member, None)
@@ -180,18 +188,7 @@ def a_member_that_is_lost_is_waited_for(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Rounds, "_lose", keep)
 
 
-@mutant("reads")
-def rounds_go_on_before_all_shards_have_finished(patch: pytest.MonkeyPatch) -> None:
-    conclude = Rounds._conclude
-
-    def hurry(self: Rounds, decision: Any) -> None:
-        conclude(self, decision)
-        self._unfinished = set()
-
-    patch.setattr(Rounds, "_conclude", hurry)
-
-
-@mutant("kills")
+@mutant("kills", 2)
 def a_shard_that_is_back_is_not_told_what_it_missed(patch: pytest.MonkeyPatch) -> None:
     take_back = Rounds._take_back
 
@@ -203,10 +200,57 @@ def a_shard_that_is_back_is_not_told_what_it_missed(patch: pytest.MonkeyPatch) -
     patch.setattr(Rounds, "_take_back", silent)
 
 
+# --- Rounds that are closed before all have come ------------------------------------------------------------------
+
+
+@mutant("quorum")
+def a_late_one_is_added_all_the_same(patch: pytest.MonkeyPatch) -> None:
+    """Shards are told whose contributions the round takes, and begin others."""
+    take = Gathering.take
+
+    def more(self: Gathering, selected: Any, refused: Any = ()) -> None:
+        if self.in_turn:
+            take(self, selected, refused)
+
+    def open_still(self: Gathering) -> Any:
+        return [c.member for c in self._order if c.track is not None]
+
+    patch.setattr(Gathering, "take", more)
+    patch.setattr(Gathering, "close", open_still)
+
+
+@mutant("quorum", 55)
+def what_has_begun_on_some_shards_only_is_left_out(patch: pytest.MonkeyPatch) -> None:
+    def everywhere(self: Closing, shards: Any) -> Any:
+        if any(shard not in self.begun for shard in shards):
+            return None
+        return frozenset.intersection(*self.begun.values())
+
+    patch.setattr(Closing, "begun_anywhere", everywhere)
+
+
+@mutant("quorum", 22)
+def who_is_late_is_told_that_it_counts(patch: pytest.MonkeyPatch) -> None:
+    fate = Gathering.fate
+
+    def kind(self: Gathering, header: Any) -> Any:
+        status = fate(self, header)
+        return shard_pb2.RECEIPT_STATUS_DUPLICATE if status == shard_pb2.RECEIPT_STATUS_LATE else status
+
+    patch.setattr(Gathering, "fate", kind)
+    patch.setattr(Contribution, "is_in_doubt", lambda *_: False)
+    patch.setattr(Contribution, "receipt", _as_the_shards_say)
+
+
+def _as_the_shards_say(contribution: Contribution, _: object = None) -> Receipt:
+    word = receipt_word([receipt.status for receipt in contribution.receipts.values()])
+    return Receipt(word, 0, contribution.round)
+
+
 # --- Workers ------------------------------------------------------------------------------------------------------
 
 
-@mutant("kills")
+@mutant("kills", 2)
 def an_answer_that_was_lost_makes_a_new_contribution(patch: pytest.MonkeyPatch) -> None:
     start_over = Exchange._restarted
 
@@ -221,12 +265,12 @@ def an_answer_that_was_lost_makes_a_new_contribution(patch: pytest.MonkeyPatch) 
 # --- Policies -----------------------------------------------------------------------------------------------------
 
 
-@mutant("turns")
+@mutant("turns", 4)
 def nothing_is_too_stale(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Asynchronous, "is_stale", lambda *_: False)
 
 
-@mutant("turns")
+@mutant("turns", 6)
 def nobody_waits_for_the_slowest(patch: pytest.MonkeyPatch) -> None:
     def first(_: Bounded, offers: Sequence[Offer], *__: object) -> Selected | None:
         return Selected(offers[0].member, offers[0].sequence) if offers else None

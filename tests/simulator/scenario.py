@@ -12,7 +12,7 @@ from stepd.rules import Rule
 from stepd.schedules import Schedule
 
 Kind: TypeAlias = Literal["cut", "again", "part", "stall", "alone", "slow", "kill", "die", "stop", "wall"]
-Changed: TypeAlias = Literal["rate", "group", "state"]
+Changed: TypeAlias = Literal["rate", "group", "state", "policy"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ class Scenario:
         leaves: by worker, the step at which it leaves for good.
         lease: seconds.
         changes: by the owner, by step.
+        policy: what the owner changes the policy to, if that is among the changes.
         deleted: the step at which the owner deletes the run.
         average: of parameters.
         reader: somebody reads the parameters all the time.
@@ -92,6 +93,7 @@ class Scenario:
     leaves: dict[int, int] = field(default_factory=dict)
     lease: float = 2.0
     changes: tuple[Change, ...] = ()
+    policy: AnySync | None = None
     deleted: int | None = None
     average: Average | None = None
     reader: bool = False
@@ -102,25 +104,33 @@ class Scenario:
     def repeatable(self) -> bool:
         """Whether the result does not depend on what goes wrong on the way."""
         all_of_them = isinstance(self.sync, Sync) and self.sync.workers is not None and self.sync.quorum is None
-        return all_of_them and not self.leaves and self.deleted is None
+        return all_of_them and not self.leaves and self.deleted is None and self.policy is None
 
     @property
     def in_turn(self) -> bool:
-        """Whether every contribution is a step of its own."""
-        return not isinstance(self.sync, Sync)
+        """Whether every contribution is a step of its own, from the beginning to the end."""
+        return not any(isinstance(sync, Sync) for sync in self.policies)
+
+    @property
+    def policies(self) -> tuple[AnySync, ...]:
+        """One after another."""
+        return (self.sync, self.policy) if self.policy else (self.sync,)
 
     @property
     def lingers(self) -> bool:
         """Whether who has seen the last step must go on, because others could not without it."""
-        return isinstance(self.sync, BoundedStaleness) or (isinstance(self.sync, Sync) and self.sync.quorum is not None)
+        return any(
+            isinstance(sync, BoundedStaleness) or (isinstance(sync, Sync) and sync.quorum is not None)
+            for sync in self.policies
+        )
 
     @property
     def by_rank(self) -> bool:
-        return isinstance(self.sync, Sync) and self.sync.deterministic
+        return all(isinstance(sync, Sync) and sync.deterministic for sync in self.policies)
 
     @property
     def weighted(self) -> bool:
-        return isinstance(self.sync, Sync) and self.sync.reduce == "weighted"
+        return any(isinstance(sync, Sync) and sync.reduce == "weighted" for sync in self.policies)
 
     def undisturbed(self) -> Scenario:
         """Nothing goes wrong, and there is but one shard."""

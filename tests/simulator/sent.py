@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +65,13 @@ class Contradiction(Exception):
 class Contributions:
     """All contributions of a history, by what they were named."""
 
-    def __init__(self, layouts: Iterable[run_pb2.Layout]) -> None:
+    def __init__(self, layouts: Iterable[run_pb2.Layout], rounds: Mapping[Key, int]) -> None:
+        """Args:
+        layouts: of the run, one after another.
+        rounds: by (name, incarnation, -1, sequence), of what was sent for whichever round takes it: which did, as far
+            as its worker was told.
+        """
+        self._rounds = rounds
         self._slices = {layout.version: [slices_of(shard) for shard in layout.shards] for layout in layouts}
         self._sent: dict[Key, dict[int, Sent]] = {}
 
@@ -113,14 +119,30 @@ class Contributions:
 
     def _whole(self, key: Key) -> Sent:
         """As it can have been counted: one that has gone to all shards."""
-        for _, sent in sorted(self._sent.get(key, {}).items()):
-            reached = [
-                all(sent.there[shard][start:stop].all() for start, stop in ranges)
-                for shard, ranges in sent.ranges.items()
-            ]
-            if all(reached) and len(reached) == len(self._slices[sent.layout]):
-                return sent
-        raise Contradiction(f"{key} was counted and never sent to all shards")
+        found = [sent for _, sent in sorted(self._sent.get(key, {}).items()) if self._has_reached_all(sent)]
+        if not found and key[2] >= 0:
+            # Sent while contributions were taken in turn, and taken by a round under the next policy.
+            found = [self._sent[other][layout] for other, layout in self._of_any_round(key)]
+        if not found:
+            raise Contradiction(f"{key} was counted and never sent to all shards")
+        return found[0]
+
+    def _of_any_round(self, key: Key) -> list[tuple[Key, int]]:
+        """What can have been counted under this name: what its worker was told of, or was never told about."""
+        own = [other for other in self._sent if other[:3] == (*key[:2], -1)]
+        told = [other for other in own if self._rounds.get(other) == key[2]]
+        return [
+            (other, layout)
+            for other in told or sorted((other for other in own if other not in self._rounds), reverse=True)
+            for layout, sent in sorted(self._sent[other].items())
+            if self._has_reached_all(sent)
+        ]
+
+    def _has_reached_all(self, sent: Sent) -> bool:
+        reached = [
+            all(sent.there[shard][start:stop].all() for start, stop in ranges) for shard, ranges in sent.ranges.items()
+        ]
+        return all(reached) and len(reached) == len(self._slices[sent.layout])
 
     def tensors(self, key: Key) -> tuple[dict[int, Array], float]:
         """By parameter, flat: what the contribution of that name held; and its weight."""

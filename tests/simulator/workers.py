@@ -196,7 +196,7 @@ class _Loop:
         due = [change for change in scenario.changes if change.step <= self._streams.step]
         for change in due if host.index == 0 else ():
             if change not in host.changed:
-                await host._answered(f"change of {change.kind}", make(change, self._streams))
+                await host._answered(f"change of {change.kind}", make(change, self._streams, scenario.policy))
                 host.changed.append(change)
                 self._world.note("changes", host.name, change)
         if host.index == 0 and scenario.deleted is not None and self._streams.step >= scenario.deleted:

@@ -51,7 +51,7 @@ def test_a_page_keeps_what_is_around_a_part() -> None:
 
 def test_the_page_has_the_parts_that_programs_write() -> None:
     page = pages.PAGE.read_text()
-    for part in ("compare", "growth"):
+    for part in ("compare", "growth-size", "growth-workers", "growth-shards"):
         assert pages.replaced(page, part, "new") != page
 
 
@@ -61,14 +61,14 @@ def test_the_table_has_a_row_for_each_system_that_was_measured() -> None:
         result("ray", 1, 0.08, peak_bytes=7e8),
         result("ray", 2, 0.1, deviation=2e-5),
     ]
-    lines = markdown(SYSTEMS, measured, {"Python": "3.11"}).splitlines()
+    lines = markdown(SYSTEMS, measured, ["2 cores", "Python 3.11"]).splitlines()
     assert [line.split("|")[1].strip() for line in lines if line.startswith("|")][2:] == [
         next(system.name for system in SYSTEMS if system.key == key) for key in ("local", "ray")
     ]
     assert [cell.strip() for cell in lines[3].split("|")[3:-1]] == [
         *("0.080", "0.100", "0.500", "0.500", "700", "-", "2e-05")
     ]
-    assert lines[-1] == "Python 3.11."
+    assert lines[-1] == "2 cores, Python 3.11."
 
 
 def test_the_chart_has_the_fastest_first_and_our_own_in_colour() -> None:

@@ -16,7 +16,7 @@ from stepd.definitions import ParameterSpec
 from stepd.errors import StepdError
 from stepd.layout import lay_out, slices_of, to_proto
 from stepd.limits import CHUNK_BYTES
-from stepd.transfer import Plan, bytes_of
+from stepd.transfer import Plan
 from stepd.v1 import run_pb2, shard_pb2
 
 F4, F8, F2 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16)
@@ -49,7 +49,7 @@ def flat_spaces(plan: Plan, arrays: dict[int, np.ndarray]) -> list[np.ndarray]:
 
 def sent(plan: Plan, arrays: dict[int, np.ndarray], held: list[int] | None = None) -> list[np.ndarray]:
     """What the chunks of each shard add up to; checked to be in order and within the limit."""
-    views = {i: bytes_of(array) for i, array in arrays.items() if held is None or i in held}
+    views = {i: array for i, array in arrays.items() if held is None or i in held}
     result = []
     for push in plan.pushes(held):
         got, at = [np.zeros(0, plan.dtype)], 0

@@ -13,7 +13,7 @@ from stepd.compression import Compression
 from stepd.encodings import SCALED_TOGETHER, Encoding, decode
 from stepd.errors import InvalidArgument
 from stepd.policies import Wire
-from stepd.transfer import Plan, bytes_of
+from stepd.transfer import Plan
 from stepd.v1 import shard_pb2
 from tests.unit.test_client_transfer import make_plan
 
@@ -186,7 +186,7 @@ def test_all_that_was_given_arrives_or_is_owed(name: str) -> None:
 def test_what_is_sent_is_what_was_snapped(name: str) -> None:
     """Encoding the arrays chunk by chunk, as streams do, changes nothing in them."""
     compressed = Compression(of(name)).compress(plan(), gradients(0))
-    views = {id_: bytes_of(array) for id_, array in compressed.arrays.items()}
+    views = compressed.arrays
     for push in plan().pushes(views):
         for plain, raw in zip(push.messages(views), push.messages(views, of(name)), strict=True):
             encoded = shard_pb2.PushRequest.FromString(raw).encoded

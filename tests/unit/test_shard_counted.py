@@ -69,6 +69,25 @@ def test_what_is_counted_in_turn_is_known_by_its_sequence(tmp_path: Path) -> Non
         assert each.sequence(of(1)) == 5
 
 
+def test_what_was_sent_for_any_round_is_known_when_a_round_of_all_took_it(tmp_path: Path) -> None:
+    """The policy has changed on the way: the decision names members only, and the shard dies before it is told."""
+    known = opened(tmp_path)
+    known.expect(4, {("a", 1): 7})
+    known.learn(decided(4, of(2, "b")))
+    later = opened(tmp_path)
+    assert again(later, of(1), sequence=7) is None
+    later.expect(5, {("a", 1): 7})
+    last = opened(tmp_path)
+    last.learn(decided(5, of(1), of(2, "b")))
+    for each in (last, opened(tmp_path)):
+        assert again(each, of(1), sequence=7) == (DUPLICATE, (5, 3))
+        assert again(each, of(1), sequence=8) is None
+    last.learn(decided(6, of(1)), {("a", 1): 8})
+    for each in (last, opened(tmp_path)):
+        assert again(each, of(1), sequence=7) == (DUPLICATE, None)
+        assert again(each, of(1), sequence=8) == (DUPLICATE, (6, 3))
+
+
 def test_death_while_it_is_written_loses_and_mixes_up_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next process finds the decision as the latest, and takes it in again; also where a row becomes another's."""
     monkeypatch.setattr(counted, "COUNTED_MAX", 0)

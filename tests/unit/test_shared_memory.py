@@ -47,15 +47,13 @@ def gradients(seed: int = 0) -> dict[int, Array]:
 
 def sent(plan: Plan, arrays: Mapping[int, Array], shard: int) -> Array:
     """A contribution to a shard as it would be sent: its chunks laid end to end."""
-    views = {id_: bytes_of(array) for id_, array in arrays.items()}
-    pushed = plan.pushes(views)[shard]
-    flat = [views[p] if part is None else views[p][part] for chunk in pushed.chunks for p, part in chunk.pieces]
+    pushed = plan.pushes(arrays)[shard]
+    flat = [bytes_of(arrays[p])[part or slice(None)] for chunk in pushed.chunks for p, part in chunk.pieces]
     return np.frombuffer(b"".join(flat), F32)
 
 
 def placed(plan: Plan, memory: Memory, arrays: Mapping[int, Array], shard: int) -> list[SharedChunk]:
-    views = {id_: bytes_of(array) for id_, array in arrays.items()}
-    return list(memory.place(plan.pushes(views)[shard], views))
+    return list(memory.place(plan.pushes(arrays)[shard], arrays))
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -111,8 +109,8 @@ def test_early_parts_are_named_before_late_ones_are_copied() -> None:
     """So that a shard adds while the worker copies."""
     plan = plan_of(1)
     memory = memory_of(plan)
-    views = {id_: bytes_of(array) for id_, array in gradients().items()}
-    first = next(memory.place(plan.pushes(views)[0], views))
+    arrays = gradients()
+    first = next(memory.place(plan.pushes(arrays)[0], arrays))
     assert first.elements < sum(array.size for array in gradients().values())
     assert not as_read(memory)[-1000:].any()
 

@@ -40,6 +40,9 @@ class Contribution:
         self.member = member
         # In the order of ranks.
         self.position = position
+        # Counts those of the membership; and whether that is all the name it has.
+        self.sequence = 0
+        self.for_any_round = False
         self.track: Track | None = None
         self.touched: Bools | None = None
         # What its elements are multiplied by: its own weight in weighted runs, what the coordinator says in others.
@@ -151,6 +154,7 @@ class Gathering:
     def begin(self, header: shard_pb2.PushHeader) -> Contribution:
         """The member's contribution is on its way; again, if it was cut off before."""
         contribution = self.contributions[key_of(header.member)]
+        contribution.sequence, contribution.for_any_round = header.sequence, not header.HasField("id")
         ranges, touched = check_ranges(self._piece, header)
         if contribution.touched is not None:
             if not np.array_equal(touched, contribution.touched):
@@ -212,6 +216,18 @@ class Gathering:
     def awaited(self) -> list[round_pb2.Member]:
         """Members whose contribution is not whole."""
         return [c.member for c in self._order if not c.whole]
+
+    def sequences(self, *, for_any_round: bool = False) -> dict[Key, int]:
+        """By member, the sequence of its contribution.
+
+        Args:
+            for_any_round: only of those that were not sent for this very round.
+        """
+        return {
+            key: c.sequence
+            for key, c in self.contributions.items()
+            if c.sequence and (c.for_any_round or not for_any_round)
+        }
 
     @property
     def shaping(self) -> Shaping:

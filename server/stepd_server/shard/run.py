@@ -109,6 +109,8 @@ class ShardRun(Pushing):
                     await asyncio.sleep(0)
                     self._check_current(gathering)
                 sums = gathering.sums()
+                if not gathering.in_turn:
+                    self._counted.expect(id[0], gathering.sequences(for_any_round=True))
                 if not sums.nonfinite:
                     self.arena.gathered.write(gathering.gathered)
                 yield shard_control_pb2.GatherRoundResponse(sums=sums)
@@ -223,7 +225,8 @@ class ShardRun(Pushing):
                 await self._send_readers_away()
             finishing.begin()
         self._decision = without_norms(decision)
-        self._counted.learn(self._decision)
+        current = gathering is not None and gathering.id == (decision.id.round, decision.id.attempt)
+        self._counted.learn(self._decision, gathering.sequences() if gathering and current else None)
         if gathered is not None:
             self._applied_to = self._applied_to or 0
             self._changed.notify()

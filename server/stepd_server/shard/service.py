@@ -140,18 +140,19 @@ class ShardService(shard_control_pb2_grpc.ShardControlServicer):
 
     async def push_and_pull(self, raw: bytes, context: Context) -> bytes:
         request = at_once.decode_request(raw)
-        piece = self._run(request.pull.run).arena.piece
-        header = request.push[0].header
-        at_once.check_size("push", sum(part.count for part in header.ranges), piece.dtype.itemsize)
-        wanted = sum(part.count for part in request.pull.ranges) or piece.size
-        at_once.check_size("pull", wanted, piece.dtype.itemsize)
+        run, pulled = self._run(request.pull.run), list[bytes]()
+        itemsize = run.arena.piece.dtype.itemsize
+        at_once.check_size("push", sum(part.count for part in request.push[0].header.ranges), itemsize)
+        _is_little(run, request.pull)
         receipt = await self.push(_stream(request.push), context)
-        try:
-            pulled = [message async for message in self.pull(request.pull, context)]
-        except Aborted as error:
-            if error.reason == "ROUND_RESTARTED":
-                raise  # which makes the receipt void
-            pulled = []  # the caller is to have its receipt, and hears the rest of Pull
+        # Asked again: a group may have come in meanwhile. If it is yet to come, so much is not waited for.
+        if _is_little(run, request.pull):
+            try:
+                pulled = [message async for message in self.pull(request.pull, context)]
+            except Aborted as error:
+                if error.reason == "ROUND_RESTARTED":
+                    raise  # which makes the receipt void
+        # Without parameters the caller is to have its receipt, and hears of Pull why.
         return at_once.encode_response(receipt, pulled)
 
     # --- ShardControl -------------------------------------------------------------------------------------------
@@ -282,6 +283,15 @@ def _extension(run: ShardRun, id: str) -> Extension:
     if run.extension is None or run.extension.id != id:
         raise no_extension(run.name)
     return run.extension
+
+
+def _is_little(run: ShardRun, pull: shard_pb2.PullRequest) -> bool:
+    """Whether a pull's layout is here, and what it asks for may go in one message; an error if that may not."""
+    if not run.has_layout(pull.layout_version):
+        return False
+    piece = run.arena.piece
+    at_once.check_size("pull", sum(part.count for part in pull.ranges) or piece.size, piece.dtype.itemsize)
+    return True
 
 
 async def _stream(messages: Iterable[shard_pb2.PushRequest]) -> AsyncIterator[bytes]:
