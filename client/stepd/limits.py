@@ -40,6 +40,9 @@ AT_ONCE_MESSAGE_BYTES_MAX: Final = 4 * AT_ONCE_BYTES_MAX
 # What is copied into shared memory, or finished there, between two messages that say so: few messages, and the other
 # side begins early.
 SHARED_BYTES_AT_ONCE: Final = 4 * MIB
+# What a shard adds of a contribution in shared memory at once, on all its cores: some milliseconds, and then one of
+# somebody else may go on. It holds no memory.
+SHARED_BYTES_TAKEN: Final = 16 * MIB
 # gRPC's own default, kept: small messages are far below it, and chunks are bounded above.
 MESSAGE_BYTES_MAX: Final = 4 * MIB
 # A layout names every tensor of a run in one message; this and the name's length keep it below MESSAGE_BYTES_MAX.
