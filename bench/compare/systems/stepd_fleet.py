@@ -1,6 +1,6 @@
 """stepd: a fleet of processes with one shard.
 
-Options: `transport`; `wire`: encoding of gradients and parameters; `lent`: gradients are computed into arrays of
+Options: `transport`; `wire`: encodings of gradients and parameters; `lent`: gradients are computed into arrays of
 `Worker.gradient_buffers`; `view`: parameters are views of the shard's memory; `kernels`: STEPD_KERNELS of the servers.
 """
 
@@ -47,7 +47,7 @@ def join(start: Start, address: str) -> Iterator[Member]:
             optimizer=stepd.AdamW(lr=LR, betas=BETAS, eps=EPS, weight_decay=DECAY),
             clip=stepd.ClipNorm(CLIP),
             sync=stepd.Sync(workers=start.workers),
-            wire=start.options.get("wire", "float32"),
+            wire=stepd.Wire(*start.options.get("wire", ())),
             exist_ok=True,
         )
         with run.join(rank=start.rank) as worker:
