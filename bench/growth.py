@@ -151,7 +151,8 @@ def add(growth: Growth, x: float, y: float) -> None:
 
 
 def write(kind: str, growths: Sequence[Growth]) -> None:
-    pages.write(f"growth-{kind}", markdown(growths))
+    picture = f"growth-{kind}.svg"
+    pages.write(f"growth-{kind}", f"![A step over {kind}]({picture})\n\n{markdown(growths)}")
     svg = chart.render(
         [growth.panel() for growth in growths],
         title=f"A step over {'the size of the model' if kind == 'size' else kind}",
@@ -159,7 +160,7 @@ def write(kind: str, growths: Sequence[Growth]) -> None:
         x_label=growths[0].x_label,
         log_x=True,
     )
-    (pages.DOCS / f"growth-{kind}.svg").write_text(svg)
+    (pages.DOCS / picture).write_text(svg)
 
 
 def markdown(growths: Sequence[Growth]) -> str:
