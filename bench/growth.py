@@ -21,7 +21,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 import numpy as np
 
@@ -29,6 +28,7 @@ import stepd
 from bench import pages
 from bench.fit import PowerLaw, power_law
 from bench.processes import run_workers, time_steps
+from bench.usage import available_bytes
 from stepd import chart
 from stepd.memory import tune_malloc
 from stepd_server.kernels.compiled import available
@@ -109,8 +109,7 @@ def time_step(megabytes: float, *, steps: int, workers: int = 1, shards: int = 1
 
 
 def fits(megabytes: float) -> bool:
-    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    return megabytes * 1e6 * MEMORY_TIMES < int(fields["MemAvailable"].split()[0]) * 1024
+    return megabytes * 1e6 * MEMORY_TIMES < available_bytes()
 
 
 def by_size(*, quick: bool) -> list[Growth]:
