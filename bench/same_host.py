@@ -59,34 +59,56 @@ def work(target: str, way: str, rank: int, workers: int, steps: int, out: Connec
                 for name, array in lent.items():
                     array[...] = grads[name]
                 grads = lent
-            options: dict[str, Any] = {"views": True} if way == "views" else {}
+            options: dict[str, Any] = {"view": True} if way == "views" else {}
             params: Any = None
-            times = []
-            for _ in range(steps + WARM_UP):
+            times: list[float] = []
+            for done in range(steps + WARM_UP):
+                if done == WARM_UP:
+                    times.clear()
+                    spent = time.process_time()
+                    out.send(None)
                 begin = time.perf_counter()
                 params = worker.step(grads, **options).params
                 times.append(time.perf_counter() - begin)
-            out.send((times[WARM_UP:], float(params["p0"][0, 0])))
-            params = None
+            out.send((times, (time.process_time() - spent) / steps, float(params["p0"][0, 0])))
             out.recv()
 
 
-def measure(target: str, way: str, workers: int, steps: int) -> dict[str, float]:
-    """Median seconds of a step, and processor seconds of the workers."""
+def measure(fleet: stepd.LocalFleet, way: str, workers: int, steps: int) -> dict[str, float]:
+    """Median seconds of a step, and processor seconds of all workers and of all shards for one."""
     pairs = [SPAWN.Pipe() for _ in range(workers)]
     started = [
-        SPAWN.Process(target=work, args=(target, way, rank, workers, steps, theirs), daemon=True)
+        SPAWN.Process(target=work, args=(fleet.target, way, rank, workers, steps, theirs), daemon=True)
         for rank, (_, theirs) in enumerate(pairs)
     ]
     for process, (_, theirs) in zip(started, pairs, strict=True):
         process.start()
         theirs.close()
+    for ours, _ in pairs:
+        ours.recv()
+    before = processor_seconds(fleet)
     results = [ours.recv() for ours, _ in pairs]
+    shards = (processor_seconds(fleet) - before) / steps
     for process, (ours, _) in zip(started, pairs, strict=True):
         ours.send(None)
         process.join()
-    times = [t for found, _ in results for t in found]
-    return {"seconds": statistics.median(times), "least": min(times)}
+    times = [t for found, _, _ in results for t in found]
+    spent = sum(seconds for _, seconds, _ in results)
+    return {
+        "seconds": statistics.median(times),
+        "least": min(times),
+        "workers_processor": spent,
+        "shards_processor": shards,
+    }
+
+
+def processor_seconds(fleet: stepd.LocalFleet) -> float:
+    """What all shards have used."""
+    total = 0
+    for shard in fleet.shards:
+        fields = Path(f"/proc/{shard.pid}/stat").read_text().rpartition(")")[2].split()
+        total += int(fields[11]) + int(fields[12])
+    return total / os.sysconf("SC_CLK_TCK")
 
 
 def in_process(python: str, steps: int) -> float:
@@ -115,8 +137,7 @@ def main() -> None:
             for workers in options.workers:
                 for way in options.ways:
                     rows.append(
-                        {"workers": workers, "shards": shards, "way": way}
-                        | measure(fleet.target, way, workers, options.steps)
+                        {"workers": workers, "shards": shards, "way": way} | measure(fleet, way, workers, options.steps)
                     )
                     if options.torch:
                         fused.append(in_process(options.torch, options.steps))
@@ -131,7 +152,8 @@ def main() -> None:
         beside = f"{row['seconds'] / reference:6.2f} times" if reference else ""
         print(
             f"W{row['workers']}S{row['shards']} {row['way']:<8} {1e3 * row['seconds']:7.1f} ms"
-            f" (least {1e3 * row['least']:.1f}) {beside}"
+            f" (least {1e3 * row['least']:.1f}); processor: workers {1e3 * row['workers_processor']:.0f},"
+            f" shards {1e3 * row['shards_processor']:.0f} {beside}"
         )
 
 

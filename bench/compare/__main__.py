@@ -31,7 +31,7 @@ from bench.compare.turns import Length, Result, measure
 from bench.compare.workload import Files
 from bench.processes import Process, by_name
 
-WHOLE, QUICK = Length(turns=4, block=5, warm_up=6), Length(turns=2, block=3, warm_up=4)
+WHOLE, QUICK = Length(turns=3, block=5, warm_up=6), Length(turns=2, block=3, warm_up=4)
 PACKAGES = ("numpy", "grpcio", "protobuf", "llvmlite", "torch", "ray")
 
 

@@ -13,15 +13,22 @@ _TORCH: Final = ("torch",)
 SYSTEMS: Final = (
     System("local", "torch, in the training process", "none", "local", needs=_TORCH, workers_max=1, server=False),
     System(
-        "stepd-lent", "stepd, `gradient_buffers`", "shared memory", "stepd_fleet", {"transport": "shm", "lent": True}
-    ),
-    System(
-        "stepd-lent-numpy",
-        "stepd, `gradient_buffers`, in NumPy",
+        "stepd-view",
+        "stepd, `gradient_buffers`, `view`",
         "shared memory",
         "stepd_fleet",
-        {"transport": "shm", "lent": True, "kernels": "numpy"},
+        {"transport": "shm", "lent": True, "view": True},
+    ),
+    System(
+        "stepd-view-numpy",
+        "stepd, the same in NumPy",
+        "shared memory",
+        "stepd_fleet",
+        {"transport": "shm", "lent": True, "view": True, "kernels": "numpy"},
         quick=False,
+    ),
+    System(
+        "stepd-lent", "stepd, `gradient_buffers`", "shared memory", "stepd_fleet", {"transport": "shm", "lent": True}
     ),
     System("stepd-shm", "stepd, any arrays", "shared memory", "stepd_fleet", {"transport": "shm"}),
     System("ray", "Ray actors", "shared memory", "ray_actors", needs=("torch", "ray")),
@@ -29,10 +36,10 @@ SYSTEMS: Final = (
     System("stepd-grpc", "stepd", "gRPC", "stepd_fleet", {"transport": "grpc"}),
     System(
         "stepd-bf16",
-        "stepd, bfloat16",
+        "stepd, bfloat16 both ways",
         "gRPC",
         "stepd_fleet",
-        {"transport": "grpc", "wire": "bfloat16"},
+        {"transport": "grpc", "wire": ("bfloat16", "bfloat16")},
         tolerance=3e-2,
     ),
     System(

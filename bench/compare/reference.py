@@ -5,6 +5,7 @@ Clipping by `clip_grad_norm_` would do for the eye, but torch's float32 norm of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from multiprocessing.connection import Connection
 
@@ -19,14 +20,12 @@ def write_expected(pipe: Connection, files: Files, wanted: Collection[tuple[int,
     """Write the parameters after each (workers, steps) that is wanted; send None when done."""
     for workers in {workers for workers, _ in wanted}:
         lengths = {steps for count, steps in wanted if count == workers}
-        means = [_mean([files.gradients(rank)[turn] for rank in range(workers)]) for turn in range(IN_TURNS)]
+        clipped = [_clipped([files.gradients(rank)[turn] for rank in range(workers)]) for turn in range(IN_TURNS)]
         params = tensors(parameters())
         optimizer = optimizer_of(params.values())
         for step in range(max(lengths)):
-            mean = means[step % IN_TURNS]
-            norm = np.sqrt(sum(float(np.square(g, dtype=np.float64).sum()) for g in mean.values()))
             for name, param in params.items():
-                param.grad = torch.from_numpy(mean[name]) * min(1.0, CLIP / (norm + 1e-6))
+                param.grad = clipped[step % IN_TURNS][name]
             optimizer.step()
             if step + 1 in lengths:
                 whole = np.concatenate([params[name].detach().numpy().ravel() for name in SHAPES])
@@ -34,5 +33,8 @@ def write_expected(pipe: Connection, files: Files, wanted: Collection[tuple[int,
     pipe.send(None)
 
 
-def _mean(gradients: list[dict[str, Array]]) -> dict[str, Array]:
-    return {name: sum(one[name] for one in gradients) / np.float32(len(gradients)) for name in SHAPES}
+def _clipped(gradients: list[dict[str, Array]]) -> dict[str, torch.Tensor]:
+    """The mean of workers' gradients, scaled down to the limit of the norm of everything."""
+    mean = {name: sum(one[name] for one in gradients) / np.float32(len(gradients)) for name in SHAPES}
+    norm = math.sqrt(sum(float(np.square(g, dtype=np.float64).sum()) for g in mean.values()))
+    return {name: torch.from_numpy(g) * min(1.0, CLIP / (norm + 1e-6)) for name, g in mean.items()}

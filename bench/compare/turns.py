@@ -61,22 +61,29 @@ def measure(
 ) -> list[Result]:
     """Start all, have them do their steps in turns, check their numbers."""
     say(f"{workers} workers: {', '.join(system.key for system in systems)}")
-    sides = [Sides(system, workers, files) for system in systems]
+    started = [Sides(system, workers, files) for system in systems]
+    sides = started
     try:
-        for one in sides:
-            one.join()
-        for one in sides:
-            one.begin()
-        for one in sides:
-            one.block(length.warm_up_of(one.system), count=False)
+        for begin in (Sides.join, Sides.begin, lambda one: one.block(length.warm_up_of(one.system), count=False)):
+            sides = [one for one in sides if _succeeds(one, begin, say)]
         for turn in range(length.turns):
             say(f"turn {turn + 1} of {length.turns}")
             for one in sides if turn % 2 == 0 else reversed(sides):
                 one.block(length.block_of(one.system))
         return [_result(one, check=check) for one in sides]
     finally:
-        for one in sides:
+        for one in started:
             one.end()
+
+
+def _succeeds(one: Sides, begin: Callable[[Sides], None], say: Callable[[str], None]) -> bool:
+    """Whether a system has taken a step of its start; one that cannot be had here is left out."""
+    try:
+        begin(one)
+    except EOFError:
+        say(f"{one.system.key} with {one.workers} workers is left out: a process of it has ended")
+        return False
+    return True
 
 
 def _result(sides: Sides, *, check: bool) -> Result:

@@ -7,7 +7,7 @@ network, so a buffer is taken again, but only once nobody refers to any part of 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Final, NamedTuple
 
@@ -179,12 +179,12 @@ class Picture:
         """Takes the chunks of one stream from a shard."""
         return Receiver(self._segments[shard], regions, self.plan.dtype)
 
-    def _segments_of(self, shard: int) -> tuple[Segment, ...]:
+    def _segments_of(self, shard: int, *, without: Container[int] = ()) -> tuple[Segment, ...]:
         merged: list[Segment] = []
         flat = 0
         for piece in self.plan.shards[shard]:
             place = self.places.get(piece.parameter)
-            if place is not None:
+            if place is not None and piece.parameter not in without:
                 new = Segment(flat, flat + piece.count, place.region, place.at + piece.start)
                 last = merged[-1] if merged else None
                 if (

@@ -1,7 +1,8 @@
 """Casts between float32 and the floating types of 16 bits: to nearest even, in one pass where they are compiled.
 
-With `stepd[fast]` a cast takes a fifth of the time that NumPy and ml_dtypes need, and gives their bits; of what is no
-number only that it is none. The loops compile beside the first casts, which are done without them.
+With `stepd[fast]` rounding to bfloat16 takes less than half of the time that ml_dtypes needs, and casts of float16 a
+tenth of NumPy's. The bits are theirs; of what is no number only that it is none. The loops compile beside the first
+casts, which are done without them.
 """
 
 from __future__ import annotations

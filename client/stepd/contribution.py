@@ -36,6 +36,7 @@ class Contribution:
         receipts: of this attempt, by shard.
         begun: where and, of a round, in which attempt it may have arrived.
         over: its round is decided, or none takes it.
+        torn: it was computed from views that have been written over.
     """
 
     views: Mapping[int, Array]
@@ -49,10 +50,11 @@ class Contribution:
     receipts: dict[int, shard_pb2.PushResponse] = field(default_factory=dict)
     begun: set[tuple[int, int]] = field(default_factory=set)
     over: bool = False
+    torn: bool = False
 
     @classmethod
-    def of(cls, arrays: Mapping[int, Array], weight: float, based_on: int) -> Contribution:
-        return cls(arrays, weight, based_on)
+    def of(cls, arrays: Mapping[int, Array], weight: float, based_on: int, *, torn: bool = False) -> Contribution:
+        return cls(arrays, weight, based_on, torn=torn)
 
     @property
     def id(self) -> round_pb2.RoundId:

@@ -164,7 +164,8 @@ class Exchange:
         contribution.sequence = self._sequence
         contribution.sender = self.membership.member
         contribution.in_turn = self._streams.in_turn
-        if contribution.based_on < self._rejoined_at and not contribution.in_turn:
+        old = contribution.based_on < self._rejoined_at and not contribution.in_turn
+        if old or contribution.torn:
             contribution.refuse_as_stale(self._next - 1)
         elif not contribution.in_turn:
             contribution.round = self._next

@@ -24,6 +24,10 @@ COMPUTE_THREADS_MAX: Final = 16
 CHUNK_BYTES: Final = MIB
 # What a receiver takes in one chunk, so that others may choose their own size without holding a server's memory.
 CHUNK_BYTES_MAX: Final = 2 * MIB
+# What a server takes in of a stream before it has to be read: one chunk in hand and one on its way. Left to itself gRPC
+# lets this grow with the speed of the link, to tens of MiB for each worker that waits for its turn. As much as Linux
+# keeps for a connection by default anyway: with 100 ms there and back it is 40 MiB in a second.
+STREAM_WINDOW_BYTES: Final = 2 * CHUNK_BYTES_MAX
 # Messages of a pull that a shard keeps for readers after the first: as far as workers drift apart on a busy machine.
 MESSAGES_KEPT: Final = 8
 # Shared memory: below this a message that holds the elements is as quick as one that says where they lie.
@@ -36,6 +40,9 @@ AT_ONCE_MESSAGE_BYTES_MAX: Final = 4 * AT_ONCE_BYTES_MAX
 # What is copied into shared memory, or finished there, between two messages that say so: few messages, and the other
 # side begins early.
 SHARED_BYTES_AT_ONCE: Final = 4 * MIB
+# What a shard adds of a contribution in shared memory at once, on all its cores: some milliseconds, and then one of
+# somebody else may go on. It holds no memory.
+SHARED_BYTES_TAKEN: Final = 16 * MIB
 # gRPC's own default, kept: small messages are far below it, and chunks are bounded above.
 MESSAGE_BYTES_MAX: Final = 4 * MIB
 # A layout names every tensor of a run in one message; this and the name's length keep it below MESSAGE_BYTES_MAX.

@@ -14,6 +14,7 @@ from stepd.errors import DtypeMismatch, InvalidArgument, ShapeMismatch
 from stepd.parameters import ParameterTable
 from stepd.settings import refuse, shown
 from stepd.transfer import Plan
+from stepd.views import Seen, ViewPicture
 
 # Pictures kept for the next pull of the same parts; a loop asks for one or two.
 PICTURES_KEPT: Final = 8
@@ -50,6 +51,7 @@ class Reading:
         self._plan, self._table = known()
         self._buffers = buffers
         self._pictures: dict[tuple[tuple[int, ...] | None, DType | None, bool], Picture] = {}
+        self._view: ViewPicture | None = None
 
     def _picture(self, ids: tuple[int, ...] | None, dtype: DType | None, *, separate: bool) -> Picture:
         # Not functools' cache: of a method, it would keep our buffers until the garbage collector comes.
@@ -68,10 +70,7 @@ class Reading:
         out: Mapping[str, Array] | None = None,
     ) -> Wanted:
         """Check what a user asks for and make room for it."""
-        plan, self._table = self._known()
-        if plan is not self._plan:
-            self._plan = plan
-            self._pictures.clear()
+        self._follow()
         kind = None if dtype is None else _dtype(dtype)
         if names is None and out is not None:
             names = out.keys()
@@ -80,13 +79,36 @@ class Reading:
             return self._lend(self._picture(ids, kind, separate=False))
         return self._give(self._picture(ids, kind, separate=True), kind, out)
 
+    def view(self) -> Wanted:
+        """Make room for all parameters, as views where that can be."""
+        self._follow()
+        if self._view is None:
+            self._view = ViewPicture(self._plan)
+        picture, buffer = self._view, self._take(self._view.bytes)
+        picture.seen.clear()
+        return Wanted(picture, picture.regions_in(buffer), lambda: picture.arrays_in(buffer))
+
+    @property
+    def seen(self) -> list[Seen]:
+        """What of shards' memory the latest result shows."""
+        return list(self._view.seen.values()) if self._view else []
+
+    def _follow(self) -> None:
+        plan, self._table = self._known()
+        if plan is not self._plan:
+            self._plan, self._view = plan, None
+            self._pictures.clear()
+
+    def _take(self, size: int) -> Array:
+        return np.empty(size, np.uint8) if self._buffers is None else self._buffers.take(size)
+
     def _ids(self, names: Iterable[str]) -> tuple[int, ...]:
         if isinstance(names, str | bytes) or not isinstance(names, Iterable):
             refuse("pull", "names", names, "a sequence of names of parameters")
         return tuple(sorted({self._table.id_of(name) for name in names}))
 
     def _lend(self, picture: Picture) -> Wanted:
-        buffer = np.empty(picture.bytes, np.uint8) if self._buffers is None else self._buffers.take(picture.bytes)
+        buffer = self._take(picture.bytes)
         arrays: dict[str, Array] = {}
 
         def finish() -> dict[str, Array]:

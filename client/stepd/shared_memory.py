@@ -14,7 +14,10 @@ import numpy as np
 from stepd.buffers import Array
 from stepd.definitions import DType, ParameterSpec
 from stepd.limits import SHARED_BYTES_AT_ONCE
-from stepd.transfer import ShardPush, bytes_of
+from stepd.transfer import Piece, ShardPush, bytes_of
+
+# Small gradients are joined before they are copied.
+_MANY: Final = 8
 
 # Of the secret by which a shard recognises the memory.
 SECRET_BYTES: Final = 32
@@ -75,6 +78,7 @@ class Memory:
             raise
         whole: Any = np.frombuffer(self._mapping, np.uint8)
         self._bytes = whole[self.start :]
+        self._memory = memoryview(self._bytes)
 
     def close(self) -> None:
         """Let nobody find it any more. The memory is free when its arrays and its readers are gone."""
@@ -97,42 +101,65 @@ class Memory:
             for spec, start in zip(self._parameters, self._lent, strict=False)
         }
 
-    def place(self, push: ShardPush, views: Mapping[int, Array]) -> Iterator[SharedChunk]:
+    def place(self, push: ShardPush, arrays: Mapping[int, Array]) -> Iterator[SharedChunk]:
         """Copy what of a contribution does not lie here already, and say where it lies, in order and as it is there."""
-        itemsize = self._dtype.itemsize
-        # Copied without the interpreter's help from element to element: a memoryview of bytes does it at once.
-        memory = memoryview(self._bytes)
-        starts = {id_: self._starts(id_, view) for id_, view in views.items()}
-        chunk: SharedChunk | None = None
-        copied = 0
+        in_place = self._in_place(arrays)
+        offset = elements = at = copied = 0
         for planned in push.chunks:
-            offset = planned.offset
-            for id_, part in planned.pieces:
-                view = bytes_of(views[id_])[part or slice(None)]
-                in_place, start = starts[id_]
-                at = start + (part.start // itemsize if part is not None else 0)
-                if not in_place:
-                    memory[at * itemsize : at * itemsize + view.nbytes] = view
-                    copied += view.nbytes
-                count = view.nbytes // itemsize
-                if chunk is not None and chunk.at + chunk.elements == at:
-                    chunk = chunk._replace(elements=chunk.elements + count)
+            for begin, count, parts in self._stretches(planned.pieces, arrays, in_place):
+                copied += self._write(begin, parts)
+                if elements and at + elements == begin:
+                    elements += count
                 else:
-                    if chunk is not None:
-                        yield chunk
-                    chunk = SharedChunk(offset, count, at)
-                offset += count
-            if chunk is not None and copied >= SHARED_BYTES_AT_ONCE:
-                yield chunk
-                chunk, copied = None, 0
-        if chunk is not None:
-            yield chunk
+                    if elements:
+                        yield SharedChunk(offset, elements, at)
+                    offset, elements, at = offset + elements, count, begin
+            if elements and copied >= SHARED_BYTES_AT_ONCE:
+                yield SharedChunk(offset, elements, at)
+                offset, elements, copied = offset + elements, 0, 0
+        if elements:
+            yield SharedChunk(offset, elements, at)
 
-    def _starts(self, id_: int, view: Array) -> tuple[bool, int]:
-        """Whether a gradient lies in the array that was lent for it, and where it is to lie."""
-        address = _address(view)
-        in_place = address == _address(self._bytes) + self._lent[id_] * self._dtype.itemsize
-        return in_place, self._lent[id_] if in_place else self._copied[id_]
+    def _stretches(
+        self, pieces: Sequence[Piece], arrays: Mapping[int, Array], in_place: frozenset[int]
+    ) -> Iterator[tuple[int, int, list[Any]]]:
+        """Pieces that are neighbours here: where they begin, how many elements, and what is to be copied there."""
+        itemsize, begin, stop, lying = self._dtype.itemsize, 0, 0, False
+        parts: list[Any] = []
+        for id_, part in pieces:
+            array = arrays[id_] if part is None else bytes_of(arrays[id_])[part]
+            lies = id_ in in_place
+            start = (self._lent if lies else self._copied)[id_] + (0 if part is None else part.start // itemsize)
+            if start != stop or lies != lying:
+                if stop > begin:
+                    yield begin, stop - begin, parts
+                begin = stop = start
+                lying, parts = lies, []
+            stop += array.nbytes // itemsize
+            if not lies:
+                parts.append(array)
+        if stop > begin:
+            yield begin, stop - begin, parts
+
+    def _write(self, begin: int, parts: Sequence[Any]) -> int:
+        """Copy arrays, or bytes of them, to neighbouring places; give how many bytes."""
+        at = first = begin * self._dtype.itemsize
+        # A memoryview of bytes copies at once, but takes a microsecond to begin.
+        for part in parts if len(parts) < _MANY else (b"".join(parts),):
+            view = bytes_of(part) if isinstance(part, np.ndarray) else part
+            self._memory[at : at + len(view)] = view
+            at += len(view)
+        return at - first
+
+    def _in_place(self, arrays: Mapping[int, Array]) -> frozenset[int]:
+        """The gradients that lie in the arrays that were lent for them."""
+        first, itemsize = _address(self._bytes), self._dtype.itemsize
+        return frozenset(
+            id_
+            for id_, array in arrays.items()
+            # What owns its memory does not lie here. It is asked first because there may be thousands.
+            if array.base is not None and _address(array) == first + self._lent[id_] * itemsize
+        )
 
 
 def _address(array: Array) -> int:

@@ -70,9 +70,14 @@ class Link:
             raise StepdError(f"a shard shares {self.parameters.size} elements and named {shared.offset + shared.count}")
         return wire.Chunk(shared.offset, part.view(np.uint8).data)
 
+    @property
+    def begun(self) -> int:
+        """Rounds that the shard has begun to apply."""
+        return int(self._begun[0])
+
     def check_version(self, header: shard_pb2.PullHeader) -> None:
         """Raise Aborted VERSION_PASSED if what was read since the header may have been written over."""
-        if int(self._begun[0]) > header.round:
+        if self.begun > header.round:
             raise Aborted(
                 f"step {header.step} has been overwritten while it was read", reason="VERSION_PASSED", step=header.step
             )

@@ -27,6 +27,7 @@ from stepd.state_space import StatePicture
 from stepd.status import from_rpc_error
 from stepd.transfer import Plan, ShardPush
 from stepd.v1 import coordinator_pb2, round_pb2, run_pb2, shard_pb2
+from stepd.views import ViewPicture, policy_of, receiver_of
 
 # Raised at once: the same request cannot succeed any more.
 OVER: Final = frozenset({"ROUND_RESTARTED", "VERSION_PASSED", "LAYOUT_CHANGED"})
@@ -39,6 +40,7 @@ class RunStreams:
         run: its name.
         whole: it takes only contributions with a gradient for every parameter.
         in_turn: it takes contributions in turn, as far as is known: its owner may change that at any time.
+        waits_for_all: a round waits for every member, as far as is known.
         sharing: of a worker, with whom it shares memory.
         gradients: how they are encoded. None: as they are.
         parameters: in what encoding they are asked for; empty for as they are.
@@ -48,7 +50,7 @@ class RunStreams:
         self.session = session
         self.run = spec.name
         self.whole = spec.missing == run_pb2.MISSING_POLICY_ERROR
-        self.in_turn = spec.sync.WhichOneof("turns") is not None
+        self.in_turn, self.waits_for_all = policy_of(spec)
         # One list also for what `of_worker` makes: what one learns all know.
         self._known = [(Plan(layout, table.specs), table)]
         self._targets = list(self.plan.targets)
@@ -81,7 +83,7 @@ class RunStreams:
 
     def learn(self, spec: run_pb2.RunSpec, layout: run_pb2.Layout) -> None:
         """Take in what the coordinator says. In the loop only, so that what is sent goes by one version."""
-        self.in_turn = spec.sync.WhichOneof("turns") is not None
+        self.in_turn, self.waits_for_all = policy_of(spec)
         if layout.version != self.plan.version:
             table = ParameterTable(specs.parameters_from_proto(spec))
             self._known[0] = (Plan(layout, table.specs), table)
@@ -266,21 +268,19 @@ class RunStreams:
         on_header: OnHeader,
         patience: Patience,
     ) -> shard_pb2.PullHeader:
-        timeout = self.session.bulk_timeout(picture.payload_bytes(shard))
-        link = None
-        if isinstance(picture, Picture) and not request.averaged:
-            link = self._link(shard, picture.payload_bytes(shard))
-        request.shared = link is not None
+        size = picture.payload_bytes(shard)
+        link = self._link(shard, size) if isinstance(picture, Picture) and not request.averaged else None
+        request.shared, request.in_place = link is not None, link is not None and isinstance(picture, ViewPicture)
         request.encoding = "" if request.shared or request.state or request.averaged else self.parameters
-        call = self._calls(shard).pull(request, timeout=timeout)
+        call = self._calls(shard).pull(request, timeout=self.session.bulk_timeout(size))
         try:
             header = _header(await call.read())
             patience.alive()
             on_header(header)
-            receiver = picture.receiver(shard, regions)
+            receiver = receiver_of(picture, shard, regions, link, header)
             while (raw := await call.read()) is not grpc.aio.EOF:
                 message = wire.decode_pull(raw)
-                if link and isinstance(message, shard_pb2.SharedChunk):
+                if isinstance(message, shard_pb2.SharedChunk) and link:
                     message = link.chunk(message)
                 elif isinstance(message, shard_pb2.EncodedChunk):
                     message = encodings.decoded(message)

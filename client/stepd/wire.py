@@ -204,12 +204,12 @@ def _decode(raw: bytes, kind: Any) -> Any:
             raise InvalidArgument(f"a {kind.__name__} with neither header nor chunk", reason="BAD_CHUNK")
 
 
-def check_chunk(chunk: Chunk, expected_offset: int, end: int, element_bytes: int) -> int:
+def check_chunk(chunk: Chunk, expected_offset: int, end: int, element_bytes: int, most: int = CHUNK_BYTES_MAX) -> int:
     """Raise unless the chunk continues a stream at `expected_offset` and ends by `end`; give its number of elements."""
     size = chunk.data.nbytes
-    if size == 0 or size % element_bytes or size > CHUNK_BYTES_MAX:
+    if size == 0 or size % element_bytes or size > most:
         raise InvalidArgument(
-            f"a chunk must hold 1 to {CHUNK_BYTES_MAX} bytes of whole elements of {element_bytes} bytes, got {size}",
+            f"a chunk must hold 1 to {most} bytes of whole elements of {element_bytes} bytes, got {size}",
             reason="BAD_CHUNK",
             given=size,
         )

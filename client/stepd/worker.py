@@ -28,6 +28,7 @@ from stepd.settings import Unfit, fit, refuse, shown
 from stepd.sharing import Sharing
 from stepd.streams import RunStreams
 from stepd.v1 import coordinator_pb2, round_pb2
+from stepd.views import Seen
 
 T = TypeVar("T")
 
@@ -57,6 +58,7 @@ class Worker:
         self._sharing = sharing
         self._reading = Reading(lambda: streams.known, Buffers())
         self._copies = Buffers(2)
+        self._seen: list[Seen] = []  # what the latest result shows of shards' memory
         self._compression = compression
         self._lock = threading.Lock()
         self._sums: dict[int, Array] = {}
@@ -118,19 +120,23 @@ class Worker:
             # The round may be gathered again, so a gradient is needed until it is decided.
             compressed = self._compressed(arrays)
             sent = compressed.arrays if compressed else copy_into(self._copies, arrays)
-            contribution = Contribution.of(sent, _weight(weight), self._exchange.version)
+            contribution = Contribution.of(sent, _weight(weight), self._exchange.version, torn=self._look_away())
             receipt = self._session.run(self._exchange.push(contribution))
             if compressed and receipt.counts:
                 compressed.counts()
             return receipt
 
-    def step(self, grads: Mapping[str, Any] | None = None, *, weight: float = 1.0) -> StepResult:
+    def step(self, grads: Mapping[str, Any] | None = None, *, weight: float = 1.0, view: bool = False) -> StepResult:
         """Send a contribution, wait until the round is decided, and read the parameters after it.
 
         Args:
             grads: name to gradient; may leave parameters out. None: the mean of what was accumulated. Given besides
                 accumulated ones, it is the last of them.
             weight: of this contribution, in runs with reduce="weighted".
+            view: give parameters that cannot be written to, without a copy where a shard on this host has them: they
+                are good until this worker's next `step` or `push`. If they were written over before (the lease ended,
+                or rounds do not wait for everybody any more) the gradient is not sent, and its receipt is "stale".
+                Runs whose rounds do not wait for everybody copy.
 
         Raises:
             NonFiniteGradient: somebody's gradient was not finite, and the run was created with on_nonfinite="error".
@@ -140,17 +146,21 @@ class Worker:
             arrays, own = self._gradient(grads)
             compressed = self._compressed(arrays)
             sent = compressed.arrays if compressed else arrays
-            contribution = Contribution.of(sent, number, self._summed_from if own else self._exchange.version)
+            based_on = self._summed_from if own else self._exchange.version
+            contribution = Contribution.of(sent, number, based_on, torn=self._look_away())
+            view = view and self._streams.waits_for_all
             try:
                 wanted, settled = self._through(
                     lambda wanted: self._exchange.step(contribution, wanted.picture, wanted.regions),
-                    self._reading.want,
-                    early=True,
+                    self._reading.view if view else self._reading.want,
+                    early=not view,
                 )
             except BaseException:
                 self._keep(contribution, arrays, compressed, own=own)
                 raise
             decision = settled.decision
+            if view:
+                self._seen = self._reading.seen
             receipt = contribution.receipt(decision)
             if compressed and receipt.counts:
                 compressed.counts()
@@ -163,6 +173,15 @@ class Worker:
                 skipped=decision.outcome != round_pb2.OUTCOME_APPLIED,
                 receipt=receipt,
             )
+
+    def _look_away(self) -> bool:
+        """Whether views that the worker has had were written over while it had them. Now they may be."""
+        seen, self._seen = self._seen, []
+        gone = any(one.gone for one in seen)
+        if gone:
+            with contextlib.suppress(StepdError):
+                self._session.run(self._streams.state())  # whether rounds wait for everybody
+        return gone
 
     def accumulate(self, grads: Mapping[str, Any]) -> None:
         """Add the gradient of a micro-batch to those that the next `step` sends the mean of. Copies."""

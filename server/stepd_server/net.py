@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as grpc_health
 
 from stepd.channel import KEEPALIVE_S, SHARED_OPTIONS
-from stepd.limits import DRAIN_S
+from stepd.limits import DRAIN_S, STREAM_WINDOW_BYTES
 from stepd.targets import Target
 from stepd_server.interceptors import AuthInterceptor, ErrorInterceptor
 from stepd_server.settings import CannotStart, Security
@@ -21,6 +21,9 @@ __all__ = ["Health", "Listener", "resolve"]
 
 SERVER_OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
     *SHARED_OPTIONS,
+    # What callers have sent and nobody has read yet is bounded, and not measured out by how fast the link is.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", STREAM_WINDOW_BYTES),
     # Without it a second server binds the same port in silence and takes half of the connections.
     ("grpc.so_reuseport", 0),
     # Clients ping every KEEPALIVE_S; a server that finds this too often closes the connection.

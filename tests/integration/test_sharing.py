@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -202,3 +203,57 @@ def test_a_shard_that_is_started_again_shares_again(name: str) -> None:
                     until(lambda: worker.pull() is not None and shared_by(fleet.shards[0].pid) == 1, "not shared again")
         for key, value in result.params.items():
             np.testing.assert_array_equal(value, expected[key], err_msg=key)
+
+
+# --- Parameters that stay where a shard has them -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_views_show_what_copies_hold(connect: Connect, name: str, dtype: str) -> None:
+    """Of two shards, one tensor on both; what cannot stay in place is copied. Nobody can write to any of it."""
+    client = connect(2, transport="shm")
+    expected = trained(client, f"{name}-copied", dtype=dtype)
+    run = client.create_run(name, random(0, dtype), optimizer=stepd.AdamW(0.01), clip=stepd.ClipNorm(1.0))
+    with run.join() as worker:
+        found, before = {}, {}
+        for step in range(4):
+            before, found = found, worker.step(random(step + 1, dtype), view=True).params
+        for key, value in expected.items():
+            np.testing.assert_array_equal(found[key], value, err_msg=key)
+            assert not found[key].flags.writeable
+        # Both steps show the same place.
+        assert np.shares_memory(found["b"], before["b"]) == (dtype == "float32")
+        assert not np.shares_memory(found["w"], before["w"])
+        copied = worker.step(random(9, dtype)).params
+        assert copied["b"].flags.writeable
+        assert not np.shares_memory(copied["b"], found["b"])
+
+
+def test_a_gradient_of_a_view_that_was_written_over_is_not_sent(connect: Connect, name: str) -> None:
+    """The owner has let rounds be closed without everybody meanwhile."""
+    client = connect(1, transport="shm")
+    run = client.create_run(name, random(0), optimizer=stepd.SGD(0.1))
+    with run.join() as worker, connect(1, transport="shm").run(name).join() as other:
+        results = both(lambda: worker.step(random(1), view=True), lambda: other.step(random(1)))
+        assert [result.receipt.status for result in results] == ["accepted"] * 2
+        seen = results[0].params["w"]
+        run.update(sync=stepd.Sync(quorum=1))
+        until(lambda: other.step(random(2)).step > 1 and not np.array_equal(seen, results[1].params["w"]), "no step")
+        result = worker.step(random(3), view=True)
+        assert result.receipt.status == "stale"
+        np.testing.assert_array_equal(result.params["w"], worker.pull()["w"])
+        # Rounds do not wait for this worker, and so it is given copies.
+        assert not np.shares_memory(worker.step(random(4), view=True).params["w"], seen)
+
+
+def test_who_takes_turns_is_given_copies(connect: Connect, name: str) -> None:
+    run = connect(1, transport="shm").create_run(name, random(0), optimizer=stepd.SGD(0.1), sync=stepd.Async())
+    with run.join() as worker:
+        first, second = (worker.step(random(step), view=True).params["w"] for step in range(2))
+        assert not np.shares_memory(first, second)
+        assert (first != second).any()
+
+
+def both(*calls: Callable[[], Any]) -> list[Any]:
+    with ThreadPoolExecutor() as pool:
+        return [future.result(PATIENCE_S) for future in [pool.submit(call) for call in calls]]

@@ -21,14 +21,15 @@ from stepd_server.kernels.arriving import Loops, known_loops
 from stepd_server.kernels.compiled import available
 from stepd_server.kernels.gather import Form, emit_gather
 from stepd_server.shard.gathering import Contribution, Gathering
-from stepd_server.shard.lanes import LANES, block_sums
+from stepd_server.shard.lanes import LANES, block_sums, fold
 from stepd_server.shard.plan import Bools, Piece
+from stepd_server.shard.scratch import aligned_empty
 
 from .shard_bench import member
 
 needs_compiler = pytest.mark.skipif(not available(), reason="llvmlite (stepd[fast]) is not installed")
 BLOCK = 300
-WAYS = ["numpy", pytest.param("compiled", marks=needs_compiler)]
+WAYS = ["numpy", *(pytest.param(way, marks=needs_compiler) for way in ("compiled", "on three threads"))]
 
 
 def by_definition(terms: Sequence[float]) -> float:
@@ -93,6 +94,18 @@ class World:
         ranges = [shard_pb2.Range(start=self.piece.starts[s], count=self.piece.slices[s].count) for s in held]
         return shard_pb2.PushHeader(member=member(rank), ranges=ranges, weight=self.rng.choice([1.0, 0.75, 2.5]))
 
+    def _add(self, gathering: Gathering, contribution: Contribution, data: Array, way: str) -> None:
+        calls = gathering.adding(contribution, data, 3) if way == "on three threads" else None
+        if calls is None:
+            gathering.add(contribution, data)
+            return
+        bad = []
+        for some in calls:
+            # At the same time is in any order: they have nothing in common.
+            random.Random(data.size).shuffle(some)
+            bad += [call() for call in some]
+        gathering.added(contribution, data, finite=not any(bad))
+
     def gather(self, way: str) -> tuple[Array, Gathering]:
         """What is in the accumulator at the end; of the same world the same, but for the order of what arrives."""
         accumulator = np.full(self.piece.size, 77, self.piece.dtype)
@@ -113,7 +126,7 @@ class World:
             if count and not gathering.turn(contribution, count):
                 continue
             if count:
-                gathering.add(contribution, data[contribution.added :][:count])
+                self._add(gathering, contribution, data[contribution.added :][:count], way)
             if contribution.added == data.size:
                 gathering.finish(contribution)
                 open_.remove(contribution)
@@ -175,14 +188,31 @@ def squares(world: World, gathering: Gathering, total: Array, index: int) -> Exa
 
 
 @needs_compiler
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["single", "double"])
+@pytest.mark.parametrize("before", [0, 1])
+def test_what_is_stored_past_the_cache_is_there(dtype: Any, before: int) -> None:
+    """Where blocks begin at cache lines, and where they do not."""
+    (memory,) = aligned_empty(1, 2048, np.dtype(dtype))
+    data, total = np.random.default_rng(0).standard_normal(1500).astype(dtype), memory[before : before + 1500]
+    begins, lanes = np.array([0, 1024, 1500]), np.zeros((2, LANES))
+    loop = loops("compiled", dtype)
+    assert loop is not None
+    constants = np.ones(4, dtype)
+    addresses = [begins.ctypes.data, lanes.ctypes.data, constants.ctypes.data]
+    assert not loop[True, False, False, True, False](data.ctypes.data, total.ctypes.data, 0, 1500, *addresses)
+    np.testing.assert_array_equal(total, data)
+    np.testing.assert_array_equal(fold(lanes), block_sums(data.astype(np.float64) ** 2, begins[:-1]))
+
+
+@needs_compiler
 @pytest.mark.parametrize("norm_type", [2.0, 1.0, math.inf])
 def test_both_ways_are_alike_whatever_the_norm_and_the_order(norm_type: float) -> None:
     for seed in range(30):
         found = []
-        for way in ("numpy", "compiled"):
+        for way in ("numpy", "compiled", "on three threads"):
             accumulator, gathering = World(seed, np.float32, norm_type=norm_type).gather(way)
             found.append((accumulator.tobytes(), gathering.sums().SerializeToString()))
-        assert found[0] == found[1], f"seed {seed}"
+        assert found[0] == found[1] == found[2], f"seed {seed}"
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -17,7 +17,7 @@ from stepd_server.kernels import updates
 from stepd_server.kernels.compiled import Kernel, available, compiled
 from stepd_server.kernels.emit import emit
 from stepd_server.kernels.trace import Program, Recorder, Untraceable
-from stepd_server.kernels.updates import Updates, record
+from stepd_server.kernels.updates import Updates, prepare, record
 from stepd_server.shard.sums import Shaping
 
 from .shard_bench import Fleet, arrays, run
@@ -242,6 +242,19 @@ def test_shards_step_alike_with_and_without(tmp_path: Path, monkeypatch: pytest.
         assert all(ran)
 
     run(scenario)
+
+
+@needs_compiler
+def test_the_first_steps_are_compiled_before_they_come() -> None:
+    rule, dtype = AdamW(0.125, betas=(0.75, 0.875), amsgrad=True), np.dtype(np.float64)
+    thread = prepare([(rule, math.inf), (Rule.registry["Rprop"](lr=0.1), 1.0)], dtype, 1 << 20)
+    assert thread
+    thread.join()
+    before = compiled.cache_info().misses
+    for step in (1, 2, 3):
+        assert Updates(dtype, PLAIN).find(0, rule, 0.5, Moment(step, 0.25), 1 << 14)
+    assert compiled.cache_info().misses == before
+    assert prepare([(rule, math.inf)], dtype, 1) is None
 
 
 def test_a_rule_without_a_kernel_is_refused_quietly() -> None:

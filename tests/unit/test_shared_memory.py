@@ -132,7 +132,7 @@ def test_a_closed_memory_keeps_what_was_lent() -> None:
 
 def test_a_shard_reads_it_in_chunks_of_the_usual_size() -> None:
     memory = np.arange(1_000_000, dtype=np.float32)
-    chunks = parts(shard_pb2.SharedChunk(offset=10, count=600_000, at=5), memory)
+    chunks = parts(shard_pb2.SharedChunk(offset=10, count=600_000, at=5), memory, CHUNK_BYTES)
     assert all(chunk.data.nbytes <= CHUNK_BYTES for chunk in chunks)
     assert chunks[0].offset == 10
     data = np.concatenate([np.frombuffer(chunk.data, F32) for chunk in chunks])
@@ -206,6 +206,6 @@ def test_what_is_no_file_is_not_even_opened() -> None:
 
 def test_a_chunk_past_the_end_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="holds 10 elements, got a chunk that goes to 11"):
-        parts(shard_pb2.SharedChunk(at=1, count=10), np.zeros(10, F32))
+        parts(shard_pb2.SharedChunk(at=1, count=10), np.zeros(10, F32), 16)
     with pytest.raises(FailedPrecondition, match="no memory is shared"):
-        parts(shard_pb2.SharedChunk(at=1, count=10), None)
+        parts(shard_pb2.SharedChunk(at=1, count=10), None, 16)

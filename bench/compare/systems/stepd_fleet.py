@@ -1,7 +1,7 @@
 """stepd: a fleet of processes with one shard.
 
-Options: `transport`; `wire`: encoding of gradients and parameters; `lent`: gradients are computed into arrays of
-`Worker.gradient_buffers`; `kernels`: STEPD_KERNELS of the servers.
+Options: `transport`; `wire`: encodings of gradients and parameters; `lent`: gradients are computed into arrays of
+`Worker.gradient_buffers`; `view`: parameters are views of the shard's memory; `kernels`: STEPD_KERNELS of the servers.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ def host(start: Start) -> None:
 
 
 class Member:
-    def __init__(self, worker: stepd.Worker, *, lent: bool) -> None:
+    def __init__(self, worker: stepd.Worker, *, lent: bool, view: bool) -> None:
         self._worker = worker
+        self._view = view
         self._lent = worker.gradient_buffers() if lent else None
         self.parameters: Arrays = {}
 
@@ -33,7 +34,7 @@ class Member:
             array[...] = gradient[name]
 
     def step(self, gradient: Arrays) -> None:
-        self.parameters = self._worker.step(self._lent or gradient).params
+        self.parameters = self._worker.step(self._lent or gradient, view=self._view).params
 
 
 @contextmanager
@@ -46,8 +47,8 @@ def join(start: Start, address: str) -> Iterator[Member]:
             optimizer=stepd.AdamW(lr=LR, betas=BETAS, eps=EPS, weight_decay=DECAY),
             clip=stepd.ClipNorm(CLIP),
             sync=stepd.Sync(workers=start.workers),
-            wire=start.options.get("wire", "float32"),
+            wire=stepd.Wire(*start.options.get("wire", ())),
             exist_ok=True,
         )
         with run.join(rank=start.rank) as worker:
-            yield Member(worker, lent=bool(start.options.get("lent")))
+            yield Member(worker, lent=bool(start.options.get("lent")), view=bool(start.options.get("view")))

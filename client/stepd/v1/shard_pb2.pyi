@@ -170,7 +170,7 @@ class PushResponse(_message.Message):
     def __init__(self, status: _Optional[_Union[ReceiptStatus, str]] = ..., id: _Optional[_Union[_round_pb2.RoundId, _Mapping]] = ..., step: _Optional[int] = ..., in_turn: bool = ...) -> None: ...
 
 class PullRequest(_message.Message):
-    __slots__ = ("run", "round", "member", "ranges", "attempt", "step", "sent_away", "averaged", "layout_version", "state", "shared", "encoding")
+    __slots__ = ("run", "round", "member", "ranges", "attempt", "step", "sent_away", "averaged", "layout_version", "state", "shared", "in_place", "encoding")
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     MEMBER_FIELD_NUMBER: _ClassVar[int]
@@ -182,6 +182,7 @@ class PullRequest(_message.Message):
     LAYOUT_VERSION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     SHARED_FIELD_NUMBER: _ClassVar[int]
+    IN_PLACE_FIELD_NUMBER: _ClassVar[int]
     ENCODING_FIELD_NUMBER: _ClassVar[int]
     run: str
     round: int
@@ -194,8 +195,9 @@ class PullRequest(_message.Message):
     layout_version: int
     state: bool
     shared: bool
+    in_place: bool
     encoding: str
-    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., member: _Optional[_Union[_round_pb2.Member, _Mapping]] = ..., ranges: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., attempt: _Optional[int] = ..., step: _Optional[int] = ..., sent_away: _Optional[int] = ..., averaged: bool = ..., layout_version: _Optional[int] = ..., state: bool = ..., shared: bool = ..., encoding: _Optional[str] = ...) -> None: ...
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., member: _Optional[_Union[_round_pb2.Member, _Mapping]] = ..., ranges: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., attempt: _Optional[int] = ..., step: _Optional[int] = ..., sent_away: _Optional[int] = ..., averaged: bool = ..., layout_version: _Optional[int] = ..., state: bool = ..., shared: bool = ..., in_place: bool = ..., encoding: _Optional[str] = ...) -> None: ...
 
 class StateBuffer(_message.Message):
     __slots__ = ("group", "name", "count")

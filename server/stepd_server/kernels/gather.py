@@ -17,6 +17,7 @@ _INTEGER: Final[dict[Number, str]] = {"float": "i32", "double": "i64"}
 # All but the sign; and an infinity, which no finite number comes up to so.
 _MAGNITUDE: Final[dict[Number, int]] = {"float": 0x7FFFFFFF, "double": 0x7FFFFFFFFFFFFFFF}
 _INFINITE: Final[dict[Number, int]] = {"float": 0x7F800000, "double": 0x7FF0000000000000}
+_LINE: Final = 64
 _BYTES: Final[dict[Number, int]] = {"float": 4, "double": 8}
 
 
@@ -77,14 +78,19 @@ class _Emitter:
         yield from self._blocks()
         yield from self._scalar("head", before="block.begin", at="%at", peak="%peak", lane_ends=True, then="rows")
         yield from self._rows()
-        yield from self._scalar("tail", before="rows.done", at="%wide.at", peak="%rows.peak", then="done")
+        yield from self._scalar("tail", before="rows.done", at="%rows.to", peak="%rows.peak", then="done")
         yield "done:"
         yield "  br label %blocks"
         yield "over:"
+        if self._passes_by:
+            # Who is told that it is there finds it there.
+            yield "  fence seq_cst"
         yield f"  %bad = icmp uge {i} %peak, {_INFINITE[self._form.number]}"
         yield "  %answer = zext i1 %bad to i32"
         yield "  ret i32 %answer"
         yield "}"
+        if self._passes_by:
+            yield "!0 = !{i32 1}"
 
     def _constants(self) -> Iterator[str]:
         n = self._form.number
@@ -123,26 +129,49 @@ class _Emitter:
         yield "  %rows.end = add i64 %head.at, %full"
         if complete:
             yield f"  %first.sums = load {sums}, ptr %row, align 8"
-        yield "  br label %wide"
-        yield "wide:"
-        yield "  %wide.at = phi i64 [ %head.at, %rows ], [ %wide.next, %wide.body ]"
-        yield f"  %wide.peak = phi {wide} [ zeroinitializer, %rows ], [ %wide.peak.next, %wide.body ]"
-        if complete:
-            yield f"  %sums = phi {sums} [ %first.sums, %rows ], [ %sums.next, %wide.body ]"
-        yield "  %wide.some = icmp slt i64 %wide.at, %rows.end"
-        yield "  br i1 %wide.some, label %wide.body, label %rows.done"
-        yield "wide.body:"
-        square = yield from self._element("%wide.at", "%wide.peak", "%wide.peak.next", wide=True)
-        if complete:
-            yield f"  %sums.next = fadd {sums} %sums, {square}"
-        yield f"  %wide.next = add nuw nsw i64 %wide.at, {LANES}"
-        yield "  br label %wide"
+        ways = [("wide", False)]
+        if self._passes_by:
+            ways.append(("past", True))
+            yield "  %rows.offset = sub i64 %head.at, %start"
+            yield f"  %rows.at = getelementptr inbounds {self._form.number}, ptr %total, i64 %rows.offset"
+            yield "  %rows.address = ptrtoint ptr %rows.at to i64"
+            yield f"  %rows.over = and i64 %rows.address, {_LINE - 1}"
+            yield "  %rows.fit = icmp eq i64 %rows.over, 0"
+            yield "  br i1 %rows.fit, label %past, label %wide"
+        else:
+            yield "  br label %wide"
+        for way, past in ways:
+            yield f"{way}:"
+            yield f"  %{way}.at = phi i64 [ %head.at, %rows ], [ %{way}.next, %{way}.body ]"
+            yield f"  %{way}.peak = phi {wide} [ zeroinitializer, %rows ], [ %{way}.peak.next, %{way}.body ]"
+            if complete:
+                yield f"  %{way}.sums = phi {sums} [ %first.sums, %rows ], [ %{way}.sums.next, %{way}.body ]"
+            yield f"  %{way}.some = icmp slt i64 %{way}.at, %rows.end"
+            yield f"  br i1 %{way}.some, label %{way}.body, label %rows.done"
+            yield f"{way}.body:"
+            square = yield from self._element(f"%{way}.at", f"%{way}.peak", f"%{way}.peak.next", wide=True, past=past)
+            if complete:
+                yield f"  %{way}.sums.next = fadd {sums} %{way}.sums, {square}"
+            yield f"  %{way}.next = add nuw nsw i64 %{way}.at, {LANES}"
+            yield f"  br label %{way}"
+
+        def whichever(what: str) -> str:
+            return ", ".join(f"[ %{way}.{what}, %{way} ]" for way, _ in ways)
+
         yield "rows.done:"
+        yield f"  %rows.to = phi i64 {whichever('at')}"
+        yield f"  %rows.peaks = phi {wide} {whichever('peak')}"
         if complete:
-            yield f"  store {sums} %sums, ptr %row, align 8"
-        yield f"  %highest.peak = call {i} @llvm.vector.reduce.umax.v{LANES}{i}({wide} %wide.peak)"
+            yield f"  %rows.sums = phi {sums} {whichever('sums')}"
+            yield f"  store {sums} %rows.sums, ptr %row, align 8"
+        yield f"  %highest.peak = call {i} @llvm.vector.reduce.umax.v{LANES}{i}({wide} %rows.peaks)"
         yield f"  %rows.peak = call {i} @llvm.umax.{i}({i} %head.peak, {i} %highest.peak)"
         yield "  br label %tail"
+
+    @property
+    def _passes_by(self) -> bool:
+        """Whether what is stored was not there before, and is not wanted again soon: it need not come to the cache."""
+        return self._form.arrives and not self._form.reached
 
     def _scalar(
         self, name: str, *, before: str, at: str, peak: str, then: str, lane_ends: bool = False
@@ -168,8 +197,14 @@ class _Emitter:
         yield f"  %{name}.next = add nuw nsw i64 %{name}.at, 1"
         yield f"  br label %{name}"
 
-    def _element(self, at: str, peak: str, peak_next: str, *, wide: bool) -> Generator[str, None, str]:
-        """One element, or a row of them; gives the name of its square, if that is wanted."""
+    def _element(
+        self, at: str, peak: str, peak_next: str, *, wide: bool, past: bool = False
+    ) -> Generator[str, None, str]:
+        """One element, or a row of them; gives the name of its square, if that is wanted.
+
+        Args:
+            past: it is stored past the cache, at the beginning of a line.
+        """
         form = self._form
         align = _BYTES[form.number]
 
@@ -198,7 +233,8 @@ class _Emitter:
                 value = self._name()
                 yield f"  {there} = load {n}, ptr {total_at}, align {align}"
                 yield f"  {value} = fadd {n} {there}, {more}"
-            yield f"  store {n} {value}, ptr {total_at}, align {align}"
+            where = f"align {_LINE}, !nontemporal !0" if past else f"align {align}"
+            yield f"  store {n} {value}, ptr {total_at}, {where}"
         else:
             value = self._name()
             yield f"  {value} = load {n}, ptr {total_at}, align {align}"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
-from threading import Lock
+from threading import Lock, Thread
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -93,6 +95,31 @@ def record(rule: Rule, at: Moment, shaping: Shaping, group: int, scale: float) -
     block = Block(_as_array(p), _as_array(g), tuple(map(_as_array, buffers)), tuple(map(_as_array, scratch)))
     rule.update(block, at)
     return recorder.program((p.name, total.name, *(b.name for b in buffers))), recorder.constants
+
+
+def prepare(groups: Sequence[tuple[Rule, float]], dtype: np.dtype[Any], elements: int) -> Thread | None:
+    """Compile what the first steps of a run take, beside what else there is to do.
+
+    Args:
+        groups: rule and limit by value of each.
+        dtype: of all arrays.
+        elements: of the run on this shard.
+    """
+    if not wanted(elements):
+        return None
+    thread = Thread(target=_prepare, args=(groups, dtype), name="compile")
+    thread.start()
+    return thread
+
+
+def _prepare(groups: Sequence[tuple[Rule, float]], dtype: np.dtype[Any]) -> None:
+    for rule, limit in groups:
+        scalars = tuple(scalar.initial for scalar in rule.scalars())
+        # Many rules do something else in their first step.
+        for step in (1, 2):
+            with suppress(Untraceable):
+                at = Moment(step, rule.lr, scalars, norms=(1.0, 1.0))
+                compiled(record(rule, at, Shaping(1.0, (limit,)), 0, 1.0)[0], dtype)
 
 
 def wanted(elements: int) -> bool:

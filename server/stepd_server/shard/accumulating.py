@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
 import numpy as np
 
@@ -24,6 +24,10 @@ from stepd_server.shard.sums import Summing
 # Elements that are looked at, added and summed together: they and what is made of them fit a second-level cache.
 _ELEMENTS_AT_ONCE: Final = BLOCK_ELEMENTS
 _LANE_BYTES: Final = LANES * 8
+
+
+# Adds some elements; gives whether one of them is not finite.
+Call: TypeAlias = Callable[[], bool]
 
 
 class Loops(Protocol):
@@ -77,19 +81,36 @@ class Accumulating:
         """
         if self._compiled is None:
             return self._add_by_parts(start, data, weight, others, spans)
+        bad = [call() for calls in self.calls(start, data, weight, others, spans) for call in calls]
+        return not any(bad)
+
+    @property
+    def has_calls(self) -> bool:
+        """Whether elements can be added by calls that others make."""
+        return self._compiled is not None
+
+    def calls(
+        self, start: int, data: Array, weight: float, others: int, spans: int | None = None, threads: int = 1
+    ) -> list[list[Call]]:
+        """Calls that add elements; see `add`. Nothing else may be asked before all of them are made.
+
+        Args:
+            threads: that make calls of one list at the same time, when those of the list before are made.
+        """
+        assert self._compiled is not None
         # What this contribution has passed over may be complete.
         self.sum_to(min(start, others), spans)
-        compiled, finite = self._compiled, True
+        compiled, calls = self._compiled, list[list[Call]]()
         for low, high, reached in self._reached.add(start, start + data.size):
             part, middle = data[low - start : high - start], low
             if compiled.sums and self._summed == low:
                 middle = max(low, min(high, others))
             if low < middle:
-                finite &= compiled.add(low, part[: middle - low], weight, reached, complete=True)
+                calls += compiled.add(low, part[: middle - low], weight, reached, complete=True, threads=threads)
                 self._summed = middle
             if middle < high:
-                finite &= compiled.add(middle, part[middle - low :], weight, reached, complete=False)
-        return finite
+                calls += compiled.add(middle, part[middle - low :], weight, reached, complete=False, threads=threads)
+        return calls
 
     def sum_to(self, frontier: int, spans: int | None = None) -> bool:
         """Sum what is complete and has not been summed.
@@ -184,25 +205,29 @@ class _Compiled:
         self._lanes = np.zeros((len(self._begins) - 1, LANES))
         self._lanes_at = self._lanes.ctypes.data
 
-    def add(self, start: int, data: Array, weight: float, reached: bool, *, complete: bool) -> bool:
-        """Add elements; give whether they are finite."""
-        if not complete:
-            constants = np.array((weight, 1.0, 1.0, 1.0), self._piece.dtype)
-            function = self._loops[True, weight != 1.0, reached, False, False]
-            return not self._call(function, data.ctypes.data, start, start + data.size, constants)
-        data_at, size, bad = data.ctypes.data, data.itemsize, 0
-        for group, low, high in self._by_group(start, start + data.size):
-            constants = self._constants[group]
-            constants[0] = weight
-            function = self._loops[True, weight != 1.0, reached, True, self._limited[group]]
-            bad |= self._call(function, data_at + (low - start) * size, low, high, constants)
-        return not bad
+    def add(
+        self, start: int, data: Array, weight: float, reached: bool, *, complete: bool, threads: int = 1
+    ) -> Iterator[list[Call]]:
+        """Calls that add elements, by group: those of one list have no block in common."""
+        data_at, size, stop = data.ctypes.data, data.itemsize, start + data.size
+        for group, low, high in self._by_group(start, stop) if complete else [(-1, start, stop)]:
+            if complete:
+                constants = self._constants[group].copy()
+                constants[0] = weight
+            else:
+                constants = np.array((weight, 1.0, 1.0, 1.0), self._piece.dtype)
+            limited = complete and self._limited[group]
+            function = self._loops[True, weight != 1.0, reached, complete, limited]
+            yield [
+                self._call(function, data, data_at + (begin - start) * size, begin, end, constants)
+                for begin, end in self._cut(low, high, threads)
+            ]
 
     def sum(self, start: int, stop: int) -> None:
         """Sum elements that are there."""
         for group, low, high in self._by_group(start, stop):
             function = self._loops[False, False, False, True, self._limited[group]]
-            self._call(function, 0, low, high, self._constants[group])
+            self._call(function, None, 0, low, high, self._constants[group])()
 
     def finish(self, summing: Summing) -> None:
         """Hand over the sums of all blocks: of those that nobody has touched they are nothing."""
@@ -221,9 +246,18 @@ class _Compiled:
         parts = [(i, max(start, group.start), min(stop, group.stop)) for i, group in enumerate(groups)]
         return [part for part in parts if part[1] < part[2]]
 
-    def _call(self, function: Any, data_at: int, start: int, stop: int, constants: Array) -> int:
+    def _cut(self, start: int, stop: int, threads: int) -> Iterator[tuple[int, int]]:
+        """About as many parts as there are threads, between blocks: the lanes of a block are one thread's."""
+        size, begin = -(-(stop - start) // threads), start
+        while begin < stop:
+            at = begin + size
+            end = stop if at >= stop else min(stop, self._begins[bisect_left(self._begins, at)])
+            yield begin, end
+            begin = end
+
+    def _call(self, function: Any, data: Array | None, data_at: int, start: int, stop: int, constants: Array) -> Call:
         block = bisect_right(self._begins, start) - 1
-        bad: int = function(
+        arguments = (
             data_at,
             self._accumulator_at + start * self._accumulator.itemsize,
             start,
@@ -232,7 +266,12 @@ class _Compiled:
             self._lanes_at + _LANE_BYTES * block,
             constants.ctypes.data,
         )
-        return bad
+        # What the addresses are of has to be there for as long as the call.
+        return partial(_made, function, arguments, (data, constants, self))
+
+
+def _made(function: Any, arguments: tuple[int, ...], _: object) -> bool:
+    return bool(function(*arguments))
 
 
 def _is_finite(data: Array) -> bool:

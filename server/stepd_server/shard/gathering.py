@@ -8,7 +8,7 @@ is summed while it is still in the cache.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy as np
 from stepd.errors import Aborted, FailedPrecondition, InvalidArgument, MissingGradient
 from stepd.rules.base import Array
 from stepd.v1 import round_pb2, run_pb2, shard_control_pb2, shard_pb2
-from stepd_server.shard.accumulating import Accumulating, Loops
+from stepd_server.shard.accumulating import Accumulating, Call, Loops
 from stepd_server.shard.coverage import Track
 from stepd_server.shard.gathered import Gathered
 from stepd_server.shard.plan import Bools, Counts, Piece, Span
@@ -180,19 +180,42 @@ class Gathering:
 
     def add(self, contribution: Contribution, data: Array) -> None:
         """Add the contribution's next elements."""
+        finite = True
+        for start, part, others in self._parts(contribution, data):
+            finite &= self._sum.add(start, part, contribution.weight, others, _SPANS_AT_ONCE)
+        self.added(contribution, data, finite=finite)
+
+    def adding(self, contribution: Contribution, data: Array, threads: int) -> list[list[Call]] | None:
+        """Calls that add the contribution's next elements; None if there are none, and `add` is to be used.
+
+        When they are made `added` is to be told; nothing else is added or summed before.
+
+        Args:
+            threads: that make calls of one list at the same time, when those of the list before are made.
+        """
+        parts = list(self._parts(contribution, data))
+        if not self._sum.has_calls or len(parts) != 1:
+            return None
+        ((start, part, others),) = parts
+        return self._sum.calls(start, part, contribution.weight, others, _SPANS_AT_ONCE, threads)
+
+    def added(self, contribution: Contribution, data: Array, *, finite: bool) -> None:
+        """The contribution's next elements are added."""
+        assert contribution.track is not None
+        if not finite:
+            contribution.nonfinite = self._parameter_of_first_nonfinite(contribution, data)
+        contribution.added += data.size
+        contribution.frontier = contribution.track.frontier(contribution.added, self._piece.size)
+        self._sum_complete()
+
+    def _parts(self, contribution: Contribution, data: Array) -> Iterator[tuple[int, Array, int]]:
+        """Where next elements go in the flat space, each with the least frontier of the others."""
         assert contribution.track is not None
         # Once something is not finite this attempt is never applied, and the values need go nowhere.
         if contribution.nonfinite is None:
             others = min((c.frontier for c in self._order if c is not contribution), default=self._piece.size)
-            finite = True
             for start, stop, at in contribution.track.flat(contribution.added, data.size):
-                part = data[at : at + stop - start]
-                finite &= self._sum.add(start, part, contribution.weight, others, _SPANS_AT_ONCE)
-            if not finite:
-                contribution.nonfinite = self._parameter_of_first_nonfinite(contribution, data)
-        contribution.added += data.size
-        contribution.frontier = contribution.track.frontier(contribution.added, self._piece.size)
-        self._sum_complete()
+                yield start, data[at : at + stop - start], others
 
     def finish(self, contribution: Contribution) -> None:
         """The contribution is whole."""

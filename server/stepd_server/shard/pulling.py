@@ -54,6 +54,9 @@ class Pulling:
         self._messages: dict[tuple[int, str, int, int], bytes] = {}
         # A step waits for them: whoever comes now reads what it leaves.
         self._turning = False
+        # Elements that threads are adding; and how many attempts are to be opened when that is done.
+        self._adding: asyncio.Future[None] | None = None
+        self._opening = 0
         # Of members that share theirs: where their contributions lie.
         self.memories: dict[Key, Array] = {}
 
@@ -86,6 +89,8 @@ class Pulling:
                 return
             # Averages that a rule has to be asked for are made a block at a time.
             size = (SHARED_BYTES_AT_ONCE if request.shared else CHUNK_BYTES) // self.arena.piece.dtype.itemsize
+            if request.shared and request.in_place:
+                size = self.arena.piece.size
             for start, stop in cut_into(ranges, min(size, BLOCK_ELEMENTS) if request.averaged else size):
                 # What a step leaves as it is is averaged last.
                 await self._until_final(None if request.averaged else stop)

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 from stepd import wire
 from stepd.errors import InvalidArgument
+from stepd.limits import CHUNK_BYTES, CHUNK_BYTES_MAX, SHARED_BYTES_TAKEN
 from stepd.rules.base import Array
 from stepd.v1 import round_pb2, shard_pb2
+from stepd_server.kernels.arriving import loops
+from stepd_server.shard.accumulating import Call
 from stepd_server.shard.counted import Receipt
 from stepd_server.shard.gathering import Contribution, Gathering, as_array, check_ranges, restarted
 from stepd_server.shard.loading import cut_short
 from stepd_server.shard.pulling import Pulling
+from stepd_server.shard.sharing import Lying
+from stepd_server.shard.threads import THREADS, at_once
 
 _ACCEPTED: Final = shard_pb2.RECEIPT_STATUS_ACCEPTED
 _DUPLICATE: Final = shard_pb2.RECEIPT_STATUS_DUPLICATE
+# More elements than this are added on all cores. A chunk that was sent is not worth it.
+_ELEMENTS_AT_ONCE: Final = 1 << 19
 
 
 class Pushing(Pulling):
     """A run's piece as those see it who contribute to its rounds. What carries the rounds out is in run.py."""
+
+    @property
+    def taken_at_once(self) -> int:
+        """Bytes of a contribution in shared memory that are added at once."""
+        piece = self.arena.piece
+        return SHARED_BYTES_TAKEN if loops(piece.dtype, piece.size) else CHUNK_BYTES
 
     async def push(self, header: shard_pb2.PushHeader, chunks: AsyncIterator[wire.Chunk]) -> shard_pb2.PushResponse:
         """Take one contribution."""
@@ -57,7 +71,8 @@ class Pushing(Pulling):
         size, dtype, at = contribution.track.size, self.arena.piece.dtype, 0
         self._changed.notify()  # a contribution that holds little may have let others go ahead
         async for chunk in chunks:
-            at += wire.check_chunk(chunk, at, size, dtype.itemsize)
+            most = SHARED_BYTES_TAKEN if isinstance(chunk, Lying) else CHUNK_BYTES_MAX
+            at += wire.check_chunk(chunk, at, size, dtype.itemsize, most)
             data = as_array(chunk.data, dtype)
             await self._add(gathering, contribution, data, at)
         if at != size:
@@ -70,22 +85,39 @@ class Pushing(Pulling):
 
     async def _add(self, gathering: Gathering, contribution: Contribution, data: Array, stop: int) -> None:
         """Add the part of a chunk (which ends at `stop` of the contribution) that has not been added."""
-        if stop > contribution.added and not gathering.turn(contribution, stop - contribution.added):
+
+        def may() -> bool:
+            new = stop - contribution.added
+            quiet = self._adding is None and not self._opening
+            return self._gathering is not gathering or (quiet and (new <= 0 or gathering.turn(contribution, new)))
+
+        if not may():
             # Not reading on holds the sender back; an early contribution takes no memory here.
-            await self._wait(
-                lambda: (
-                    self._gathering is not gathering
-                    or stop <= contribution.added
-                    or gathering.turn(contribution, stop - contribution.added)
-                ),
-                gathering.id[0],
-            )
+            await self._wait(may, gathering.id[0])
         self._check_current(gathering)
         new = stop - contribution.added
-        if new > 0:
-            gathering.add(contribution, data[-new:])
-            if gathering.deterministic:
-                self._changed.notify()
+        if new <= 0:
+            return
+        data = data[-new:]
+        calls = gathering.adding(contribution, data, THREADS.count) if new > _ELEMENTS_AT_ONCE else None
+        if calls is None:
+            gathering.add(contribution, data)
+        else:
+            self._adding = asyncio.ensure_future(self._add_at_once(gathering, contribution, data, calls))
+            # To the end, if the sender has gone: threads write to the accumulator.
+            await asyncio.shield(self._adding)
+        if gathering.deterministic:
+            self._changed.notify()
+
+    async def _add_at_once(
+        self, gathering: Gathering, contribution: Contribution, data: Array, calls: Sequence[Sequence[Call]]
+    ) -> None:
+        try:
+            bad = [found for some in calls for found in await at_once(some)]
+            gathering.added(contribution, data, finite=not any(bad))
+        finally:
+            self._adding = None
+            self._changed.notify()
 
     def _fate(self, header: shard_pb2.PushHeader) -> Receipt | None:
         """What is to become of a contribution: ACCEPTED: it may begin. None: that cannot be said yet."""

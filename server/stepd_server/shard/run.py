@@ -12,6 +12,7 @@ from stepd.errors import Aborted, FailedPrecondition, InvalidArgument, Unavailab
 from stepd.limits import WAIT_S
 from stepd.v1 import round_pb2, shard_control_pb2
 from stepd_server.kernels.arriving import loops
+from stepd_server.kernels.updates import prepare
 from stepd_server.shard.applying import Step, without_norms
 from stepd_server.shard.arena import Arena
 from stepd_server.shard.extending import Extension
@@ -22,6 +23,7 @@ from stepd_server.shard.loading import lacking, load
 from stepd_server.shard.measuring import Measuring
 from stepd_server.shard.pushing import Pushing
 from stepd_server.shard.scratch import Scratch
+from stepd_server.shard.sums import clip_limit
 from stepd_server.shard.threads import sweep
 
 log = logging.getLogger(__name__)
@@ -40,8 +42,16 @@ class ShardRun(Pushing):
         self.extension: Extension | None = None
         self._loaded = 0
         self._scratch = Scratch(arena.piece)
-        loops(arena.piece.dtype, arena.piece.size)  # to be there when the first contribution comes
+        self._prepare_kernels()
         self._take_up()
+
+    def _prepare_kernels(self) -> None:
+        """Have them be there when the first contribution comes."""
+        piece = self.arena.piece
+        loops(piece.dtype, piece.size)
+        limits = [clip_limit(piece.spec.clip, group.clip) for group in piece.spec.groups]
+        rules = [group.rule for group in piece.groups]
+        prepare(list(zip(rules, limits, strict=True)), piece.dtype, piece.size)
 
     def _take_up(self) -> None:
         """Go on where an earlier process stood: a step that was under way is finished before anybody is answered."""
@@ -80,11 +90,7 @@ class ShardRun(Pushing):
     ) -> AsyncGenerator[shard_control_pb2.GatherRoundResponse, None]:
         """Open an attempt, or look on if it is open; tell what arrives, and at last the sums."""
         id = (request.id.round, request.id.attempt)
-        ready = await self._changed.until(
-            lambda: self._check_alive() and self._finishing is None and self.arena.round >= id[0], WAIT_S
-        )
-        if not ready:
-            raise Unavailable(f"run {self.name!r}: round {self.arena.round} is not finished, asked for {id[0]}")
+        await self._until_ready(*id)
         if self.arena.round > id[0] or (self._gathering is not None and self._gathering.id > id):
             raise FailedPrecondition(f"run {self.name!r}: round {id[0]} attempt {id[1]} is over")
         if self._gathering is None and (known := self.arena.gathered.read()) and known.id >= id:
@@ -119,6 +125,28 @@ class ShardRun(Pushing):
                 lambda: self._check_alive() and (self._gathering is not gathering or telling.has_news)
             )
             self._check_current(gathering)
+
+    async def _until_ready(self, round_number: int, attempt: int) -> None:
+        """Wait until the rounds before are finished, and nothing writes to the accumulator for an attempt before."""
+
+        async def finished() -> None:
+            if not await self._changed.until(
+                lambda: self._check_alive() and self._finishing is None and self.arena.round >= round_number, WAIT_S
+            ):
+                raise Unavailable(
+                    f"run {self.name!r}: round {self.arena.round} is not finished, asked for {round_number}"
+                )
+
+        await finished()
+        while self._adding is not None and (self._gathering is None or self._gathering.id < (round_number, attempt)):
+            # Threads are done in some milliseconds, and meanwhile nobody begins anything new.
+            self._opening += 1
+            try:
+                await self._changed.until(lambda: self._adding is None)
+            finally:
+                self._opening -= 1
+                self._changed.notify()
+            await finished()
 
     async def close_round(self, id: round_pb2.RoundId) -> list[round_pb2.Member]:
         """Begin no more contributions to an attempt; give whose have begun. Nobody's if it is over."""
@@ -258,6 +286,7 @@ class ShardRun(Pushing):
             lambda: (
                 self._check_alive()
                 and self._finishing is None
+                and self._adding is None
                 and not self.staging.busy
                 and self.arena.round >= from_round
             ),
@@ -276,6 +305,7 @@ class ShardRun(Pushing):
         self.arena, self.extension = extension.settle(), None
         self.staging = self.staging.extended(self.arena)
         self._scratch = Scratch(self.arena.piece)
+        self._prepare_kernels()
         self._gathering = None
         self._changed.notify()
         log.info("run %r: extended, version %d of the layout", self.name, version)
@@ -293,8 +323,9 @@ class ShardRun(Pushing):
 
     async def close(self) -> None:
         """End every call on the run; return when nothing changes its memory any more."""
-        if self._finishing is not None:
-            await asyncio.wait([self._finishing])
+        for task in (self._finishing, self._adding):
+            if task is not None:
+                await asyncio.wait([task])
         self.closed = True
         self.staging.close()
         self._changed.notify()

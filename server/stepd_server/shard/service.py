@@ -110,7 +110,7 @@ class ShardService(shard_control_pb2_grpc.ShardControlServicer):
         # Looked up with each chunk: what is held here in vain would keep the memory of a worker that is gone.
         return await run.push(
             header,
-            _contributed(stream, run.arena.piece.dtype, lambda: run.memories.get(key_of(header.member)), self._traffic),
+            _contributed(stream, run, lambda: run.memories.get(key_of(header.member)), self._traffic),
         )
 
     async def share_memory(
@@ -310,7 +310,7 @@ async def _first(stream: AsyncIterator[bytes], decode: Callable[[bytes], object]
 
 
 async def _contributed(
-    stream: AsyncIterator[bytes], dtype: np.dtype[Any], memory: Callable[[], Array | None], traffic: metrics.Traffic
+    stream: AsyncIterator[bytes], run: ShardRun, memory: Callable[[], Array | None], traffic: metrics.Traffic
 ) -> AsyncIterator[wire.Chunk]:
     """The chunks of a contribution, wherever they lie."""
     async for raw in stream:
@@ -319,17 +319,17 @@ async def _contributed(
         if isinstance(message, wire.Chunk):
             yield message
         elif isinstance(message, shard_pb2.SharedChunk):
-            for chunk in parts(message, memory()):
+            for chunk in parts(message, memory(), run.taken_at_once):
                 traffic.read += len(chunk.data)
                 yield chunk
                 await asyncio.sleep(0)  # nothing is waited for here, and others want their turn
         elif isinstance(message, shard_pb2.EncodedChunk | wire.Halves):
-            if dtype != np.float32:
+            if run.arena.piece.dtype != np.float32:
                 raise InvalidArgument(
-                    f"a run of {dtype} takes no encoded chunks",
+                    f"a run of {run.arena.piece.dtype} takes no encoded chunks",
                     reason="BAD_CHUNK",
                     expected="float32",
-                    given=str(dtype),
+                    given=str(run.arena.piece.dtype),
                 )
             yield encodings.decoded(message)
         else:

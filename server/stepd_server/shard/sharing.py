@@ -20,7 +20,6 @@ import numpy as np
 
 from stepd import wire
 from stepd.errors import InvalidArgument
-from stepd.limits import CHUNK_BYTES
 from stepd.rules.base import Array
 from stepd.v1 import shard_pb2
 from stepd_server.shard.arena import Arena
@@ -30,6 +29,10 @@ from stepd_server.shard.pulling import Pulling
 
 SECRET_BYTES: Final = 32
 _ALIGNMENT: Final = 8
+
+
+class Lying(wire.Chunk):
+    """A chunk that lies in the memory of its worker."""
 
 
 class Lent:
@@ -125,8 +128,8 @@ async def _until_either(*events: Awaitable[object]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def parts(shared: shard_pb2.SharedChunk, memory: Array | None) -> list[wire.Chunk]:
-    """What a contribution names, as chunks that lie in the worker's memory."""
+def parts(shared: shard_pb2.SharedChunk, memory: Array | None, size: int) -> list[Lying]:
+    """What a contribution names, as chunks of at most so many bytes that lie in the worker's memory."""
     if memory is None:
         raise not_shared("it has not asked, or this shard has been started again")
     if shared.at + shared.count > memory.size:
@@ -136,8 +139,6 @@ def parts(shared: shard_pb2.SharedChunk, memory: Array | None) -> list[wire.Chun
             expected=memory.size,
             given=shared.at + shared.count,
         )
-    size = CHUNK_BYTES // memory.dtype.itemsize
+    size //= memory.dtype.itemsize
     named = memory[shared.at : shared.at + shared.count]
-    return [
-        wire.Chunk(shared.offset + at, named[at : at + size].view(np.uint8).data) for at in range(0, shared.count, size)
-    ]
+    return [Lying(shared.offset + at, named[at : at + size].view(np.uint8).data) for at in range(0, shared.count, size)]

@@ -12,13 +12,15 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 from stepd.limits import COMPUTE_THREADS_MAX
 from stepd_server.shard.finishing import Finishing, Sweep
 
 # Fewer elements are done in the event loop: below a millisecond.
 _ELEMENTS_MIN: Final = 1 << 18
+
+T = TypeVar("T")
 
 
 class Threads:
@@ -47,15 +49,12 @@ class Threads:
 THREADS: Final = Threads()
 
 
-async def at_once(calls: Sequence[Callable[[], object]]) -> None:
-    """Make calls in threads, all at once; return when all have ended, and raise what one has raised."""
+async def at_once(calls: Sequence[Callable[[], T]]) -> list[T]:
+    """Make calls in threads, all at once; give their results when all have ended, or raise what one has raised."""
     loop = asyncio.get_running_loop()
-    results = await asyncio.gather(
-        *(loop.run_in_executor(THREADS.pool, call) for call in calls), return_exceptions=True
-    )
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
+    running = [loop.run_in_executor(THREADS.pool, call) for call in calls]
+    await asyncio.wait(running)
+    return [call.result() for call in running]
 
 
 async def sweep(finishing: Finishing, sweep: Sweep, on_final: Callable[[int], None]) -> None:
