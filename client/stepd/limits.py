@@ -39,7 +39,7 @@ AT_ONCE_BYTES_MAX: Final = 64 * KIB
 AT_ONCE_MESSAGE_BYTES_MAX: Final = 4 * AT_ONCE_BYTES_MAX
 # What is copied into shared memory, or finished there, between two messages that say so: few messages, and the other
 # side begins early.
-SHARED_BYTES_AT_ONCE: Final = 4 * MIB
+SHARED_BYTES_AT_ONCE: Final = 8 * MIB
 # What a shard adds of a contribution in shared memory at once, on all its cores: some milliseconds, and then one of
 # somebody else may go on. It holds no memory.
 SHARED_BYTES_TAKEN: Final = 16 * MIB

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stepd import shared_memory
 from stepd.buffers import Array
 from stepd.definitions import ParameterSpec
 from stepd.errors import FailedPrecondition, InvalidArgument
@@ -105,8 +106,9 @@ def test_a_view_of_what_was_lent_counts_as_another_array() -> None:
     np.testing.assert_array_equal(as_read(memory)[chunk.at : chunk.at + 5], np.full(5, 3, F32))
 
 
-def test_early_parts_are_named_before_late_ones_are_copied() -> None:
+def test_early_parts_are_named_before_late_ones_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a shard adds while the worker copies."""
+    monkeypatch.setattr(shared_memory, "SHARED_BYTES_AT_ONCE", CHUNK_BYTES)
     plan = plan_of(1)
     memory = memory_of(plan)
     arrays = gradients()
