@@ -21,7 +21,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 import numpy as np
 
@@ -29,6 +28,7 @@ import stepd
 from bench import pages
 from bench.fit import PowerLaw, power_law
 from bench.processes import run_workers, time_steps
+from bench.usage import available_bytes
 from stepd import chart
 from stepd.memory import tune_malloc
 from stepd_server.kernels.compiled import available
@@ -109,8 +109,7 @@ def time_step(megabytes: float, *, steps: int, workers: int = 1, shards: int = 1
 
 
 def fits(megabytes: float) -> bool:
-    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    return megabytes * 1e6 * MEMORY_TIMES < int(fields["MemAvailable"].split()[0]) * 1024
+    return megabytes * 1e6 * MEMORY_TIMES < available_bytes()
 
 
 def by_size(*, quick: bool) -> list[Growth]:
@@ -151,7 +150,8 @@ def add(growth: Growth, x: float, y: float) -> None:
 
 
 def write(kind: str, growths: Sequence[Growth]) -> None:
-    pages.write(f"growth-{kind}", markdown(growths))
+    picture = f"growth-{kind}.svg"
+    pages.write(f"growth-{kind}", f"![A step over {kind}]({picture})\n\n{markdown(growths)}")
     svg = chart.render(
         [growth.panel() for growth in growths],
         title=f"A step over {'the size of the model' if kind == 'size' else kind}",
@@ -159,7 +159,7 @@ def write(kind: str, growths: Sequence[Growth]) -> None:
         x_label=growths[0].x_label,
         log_x=True,
     )
-    (pages.DOCS / f"growth-{kind}.svg").write_text(svg)
+    (pages.DOCS / picture).write_text(svg)
 
 
 def markdown(growths: Sequence[Growth]) -> str:

@@ -43,3 +43,9 @@ def peak_bytes(pids: Iterable[int]) -> int:
             if line.startswith("VmHWM:"):
                 total += 1024 * int(line.split()[1])
     return total
+
+
+def available_bytes() -> int:
+    """Memory that could be had now."""
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(fields["MemAvailable"].split()[0]) * 1024

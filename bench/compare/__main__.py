@@ -27,9 +27,10 @@ from bench import pages
 from bench.compare.catalogue import SYSTEMS, lacking
 from bench.compare.system import System
 from bench.compare.table import chart, markdown
-from bench.compare.turns import Length, Result, measure
+from bench.compare.turns import Length, Result, groups_of, measure
 from bench.compare.workload import Files
 from bench.processes import Process, by_name
+from bench.usage import available_bytes
 
 WHOLE, QUICK = Length(turns=3, block=5, warm_up=6), Length(turns=2, block=3, warm_up=4)
 PACKAGES = ("numpy", "grpcio", "protobuf", "llvmlite", "torch", "ray")
@@ -65,8 +66,8 @@ def run(systems: list[System], counts: list[int], length: Length) -> list[Result
                 process.receive()
         for workers in counts:
             taking_part = [system for system in systems if workers <= system.workers_max]
-            if taking_part:
-                results += measure(taking_part, workers, files, length, say, check=check)
+            for group in groups_of(taking_part, workers, 0.8 * available_bytes()):
+                results += measure(group, workers, files, length, say, check=check)
     return results
 
 
@@ -82,9 +83,7 @@ def wrong(systems: list[System], results: list[Result]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--quick", action="store_true", help="few steps, and not every variant: in less than two minutes"
-    )
+    parser.add_argument("--quick", action="store_true", help="few steps, and not every variant")
     parser.add_argument("--only", nargs="*", default=[], metavar="KEY", choices=[s.key for s in SYSTEMS])
     parser.add_argument("--workers", nargs="*", type=int, default=[1, 2])
     parser.add_argument("--json", action="store_true")

@@ -10,6 +10,9 @@ from bench.compare.sides import Sides
 from bench.compare.system import System
 from bench.compare.workload import Files
 
+# Of one system: parameters, moments, sums and what carries them; and what a worker has, besides gradients.
+SERVER_BYTES, WORKER_BYTES = 0.8e9, 0.4e9
+
 
 @dataclass(frozen=True)
 class Result:
@@ -54,6 +57,13 @@ class Length:
     def steps_of(self, system: System) -> int:
         """With those that warm up."""
         return self.warm_up_of(system) + self.turns * self.block_of(system)
+
+
+def groups_of(systems: Sequence[System], workers: int, memory: float) -> list[list[System]]:
+    """Systems that are there at once: all of them, or as many at a time as so much memory is enough for."""
+    most = max(1, int(memory / (SERVER_BYTES + workers * WORKER_BYTES)))
+    count = -(-len(systems) // most)
+    return [list(systems[i::count]) for i in range(count)]
 
 
 def measure(

@@ -11,7 +11,7 @@ from bench import pages
 from bench.compare import bars
 from bench.compare.catalogue import SYSTEMS
 from bench.compare.table import chart, markdown
-from bench.compare.turns import Result
+from bench.compare.turns import Result, groups_of
 from bench.fit import power_law
 from stepd.chart import Line, Panel, render
 
@@ -53,6 +53,14 @@ def test_the_page_has_the_parts_that_programs_write() -> None:
     page = pages.PAGE.read_text()
     for part in ("compare", "growth-size", "growth-workers", "growth-shards"):
         assert pages.replaced(page, part, "new") != page
+
+
+def test_systems_are_there_at_once_as_far_as_the_memory_goes() -> None:
+    assert groups_of(SYSTEMS, 2, 1e12) == [list(SYSTEMS)]
+    groups = groups_of(SYSTEMS, 2, 8e9)
+    assert max(map(len, groups)) <= 5
+    assert sorted(system.key for group in groups for system in group) == sorted(system.key for system in SYSTEMS)
+    assert len(groups_of(SYSTEMS, 1, 0)) == len(SYSTEMS)
 
 
 def test_the_table_has_a_row_for_each_system_that_was_measured() -> None:
