@@ -15,7 +15,7 @@ import pytest
 import stepd
 from tests.faults.proxy import DEAF, STALLED, Conditions, Proxy, Way
 from tests.faults.roles import Fleet
-from tests.faults.trainees import Trainees, check_order, counted, pace
+from tests.faults.trainees import Trainees, check_order, counted, without_a_lost_one
 from tests.integration.servers import eventually
 from tests.patience import PATIENCE_S
 
@@ -168,8 +168,8 @@ def test_a_worker_whose_links_stall_leaves_within_its_lease(
 
         trainees.wait(alone, "the other one goes on alone")
         # The round in which it was lost starts over: one step more than what the lease takes.
-        slowest = pace([told for told in other.steps if told["at"] < at[0]])
-        assert alone()[0] - at[0] < LEASE_S + 1.0 + slowest
+        before = [told for told in other.steps if told["at"] < at[0]]
+        assert alone()[0] - at[0] < without_a_lost_one(LEASE_S, before)
         fleet.heal()
         trainees.await_steps(2)  # it has its place back by itself
         trainees.finish()

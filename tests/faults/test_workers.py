@@ -14,7 +14,7 @@ import pytest
 import stepd
 from tests.faults.proxy import Way
 from tests.faults.roles import Fleet
-from tests.faults.trainees import Trainee, Trainees, check_order, counted, pace
+from tests.faults.trainees import Trainee, Trainees, check_order, counted, without_a_lost_one
 from tests.integration.servers import eventually
 from tests.patience import PATIENCE_S
 
@@ -69,9 +69,8 @@ def test_the_others_go_on_within_the_lease(
         )
         for worker, victim in gone:
             after = without(worker, victim, struck[victim.rank])[0]["at"] - max(struck.values())
-            # A busy machine makes every step slow: what one took at most before comes on top.
             before = [result for result in worker.steps if result["at"] < min(struck.values())]
-            assert after < LEASE_S + 1.0 + pace(before)
+            assert after < without_a_lost_one(LEASE_S, before)
         if how == signal.SIGSTOP:
             for victim in victims:
                 victim.signal(signal.SIGCONT)

@@ -179,9 +179,14 @@ def counted(told: list[Event], before: float | None = None) -> dict[int, list[in
     return found
 
 
-def pace(told: list[Event]) -> float:
-    """Seconds that the slowest of these steps took: what a busy machine does to a deadline."""
-    return max((after["at"] - before["at"] for before, after in pairwise(told)), default=0.0)
+def without_a_lost_one(lease: float, before: list[Event]) -> float:
+    """Seconds after which the others have gone on without one that is lost: its lease and one second.
+
+    On a busy machine, which their steps from before tell, it may be more: that the lease is over has to be noticed, a
+    new attempt is gathered from everybody, decided and applied, and nothing of it is quicker than a step was.
+    """
+    slowest = max((after["at"] - before["at"] for before, after in pairwise(before)), default=0.0)
+    return lease + 1.0 + 4 * slowest
 
 
 def check_order(told: list[Event]) -> None:
