@@ -37,6 +37,7 @@ class Contribution:
         begun: where and, of a round, in which attempt it may have arrived.
         over: its round is decided, or none takes it.
         torn: it was computed from views that have been written over.
+        left_out: it had its turn, and was left out for its values.
     """
 
     views: Mapping[int, Array]
@@ -51,6 +52,7 @@ class Contribution:
     begun: set[tuple[int, int]] = field(default_factory=set)
     over: bool = False
     torn: bool = False
+    left_out: bool = False
 
     @classmethod
     def of(cls, arrays: Mapping[int, Array], weight: float, based_on: int, *, torn: bool = False) -> Contribution:
@@ -133,6 +135,13 @@ class Contribution:
         """Whether what the shards say after its round means that it needs not be sent again."""
         return self.over or any(self.is_in(self.id, header) for header in headers)
 
+    def learn(self, headers: Iterable[shard_pb2.PullHeader]) -> None:
+        """Take in what the shards say of it after its round, or any number of rounds later."""
+        self.left_out |= any(
+            header.counted == self.sequence and header.counted_status == shard_pb2.RECEIPT_STATUS_QUARANTINED
+            for header in headers
+        )
+
     def is_in(self, id: round_pb2.RoundId, header: shard_pb2.PullHeader) -> bool:
         """Whether a shard that had taken it into an attempt says, after the round, that it counts."""
         return header.counted >= self.sequence or (id.round, id.attempt) == _attempt_of(header)
@@ -140,6 +149,8 @@ class Contribution:
     def receipt(self, decision: round_pb2.Decision | None = None) -> Receipt:
         """What all shards together say; and the decision of its round, which knows who is in it."""
         word = receipt_word([receipt.status for receipt in self.receipts.values()])
+        if self.left_out:
+            word = "quarantined"
         if decision is not None and decision.id.round == self.round:
             if self.sender in decision.quarantined:
                 word = "quarantined"

@@ -207,6 +207,7 @@ class Exchange:
         """Carry a contribution until it is known what has become of it: headers of what was read, and how it ended."""
         while True:
             headers = await self._carry(contribution, picture, regions, peek=picture is None)
+            contribution.learn(headers.values())
             decision = await decision_of(contribution, headers, self._streams)
             if not contribution.was_passed_over(decision):
                 break

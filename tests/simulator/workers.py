@@ -251,9 +251,7 @@ class _Loop:
         contribution = self._contribution()
         settled = await self._through(lambda wanted: self._exchange.step(contribution, wanted.picture, wanted.regions))
         receipt = contribution.receipt(settled.decision)
-        # Under a later decision, whether one that had its turn was left out for its values is not told.
-        decided = not contribution.in_turn or settled.decision.id.round == contribution.round
-        self._answer(receipt, contribution, decided=decided)
+        self._answer(receipt, contribution, decided=True)
         self._world.note("steps", self._host.name, self._streams.step, receipt)
 
     async def _push_only(self) -> None:

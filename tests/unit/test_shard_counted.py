@@ -38,6 +38,13 @@ def again(known: Counted, sender: round_pb2.Member, round: int | None = None, se
     return receipt and (receipt.status, receipt.id and (receipt.id.round, receipt.id.attempt))
 
 
+def described(known: Counted, sender: round_pb2.Member) -> tuple[int, int]:
+    """Which of a member's contributions was in a round last, and what became of it."""
+    header = shard_pb2.PullHeader()
+    known.describe(sender, header)
+    return header.counted, header.counted_status
+
+
 def opened(folder: Path) -> Counted:
     return Counted(folder, Journal(np.zeros(len(Field), np.int64)))
 
@@ -66,7 +73,17 @@ def test_what_is_counted_in_turn_is_known_by_its_sequence(tmp_path: Path) -> Non
         assert again(each, of(1), sequence=5) == (DUPLICATE, (7, 3))
         assert again(each, of(1), sequence=4) == (DUPLICATE, None)
         assert again(each, of(1), sequence=6) is None
-        assert each.sequence(of(1)) == 5
+        assert described(each, of(1)) == (5, DUPLICATE)
+
+
+def test_who_was_left_out_in_its_turn_is_told_so_under_any_later_decision(tmp_path: Path) -> None:
+    known = opened(tmp_path)
+    name = round_pb2.ContributionName(member=of(1), sequence=5)
+    known.learn(decided(7, counted=[name], quarantined=[of(1)]))
+    known.learn(decided(8, of(2, "b")))
+    for each in (known, opened(tmp_path)):
+        assert described(each, of(1)) == (5, QUARANTINED)
+        assert described(each, of(3, "c")) == (0, shard_pb2.RECEIPT_STATUS_UNSPECIFIED)
 
 
 def test_what_was_sent_for_any_round_is_known_when_a_round_of_all_took_it(tmp_path: Path) -> None:

@@ -210,7 +210,7 @@ class StateBuffer(_message.Message):
     def __init__(self, group: _Optional[int] = ..., name: _Optional[str] = ..., count: _Optional[int] = ...) -> None: ...
 
 class PullHeader(_message.Message):
-    __slots__ = ("step", "round", "decision", "buffers", "updates", "scalars", "state_id", "counted")
+    __slots__ = ("step", "round", "decision", "buffers", "updates", "scalars", "state_id", "counted", "counted_status")
     STEP_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     DECISION_FIELD_NUMBER: _ClassVar[int]
@@ -219,6 +219,7 @@ class PullHeader(_message.Message):
     SCALARS_FIELD_NUMBER: _ClassVar[int]
     STATE_ID_FIELD_NUMBER: _ClassVar[int]
     COUNTED_FIELD_NUMBER: _ClassVar[int]
+    COUNTED_STATUS_FIELD_NUMBER: _ClassVar[int]
     step: int
     round: int
     decision: _round_pb2.Decision
@@ -227,7 +228,8 @@ class PullHeader(_message.Message):
     scalars: _containers.RepeatedScalarFieldContainer[float]
     state_id: str
     counted: int
-    def __init__(self, step: _Optional[int] = ..., round: _Optional[int] = ..., decision: _Optional[_Union[_round_pb2.Decision, _Mapping]] = ..., buffers: _Optional[_Iterable[_Union[StateBuffer, _Mapping]]] = ..., updates: _Optional[_Iterable[int]] = ..., scalars: _Optional[_Iterable[float]] = ..., state_id: _Optional[str] = ..., counted: _Optional[int] = ...) -> None: ...
+    counted_status: ReceiptStatus
+    def __init__(self, step: _Optional[int] = ..., round: _Optional[int] = ..., decision: _Optional[_Union[_round_pb2.Decision, _Mapping]] = ..., buffers: _Optional[_Iterable[_Union[StateBuffer, _Mapping]]] = ..., updates: _Optional[_Iterable[int]] = ..., scalars: _Optional[_Iterable[float]] = ..., state_id: _Optional[str] = ..., counted: _Optional[int] = ..., counted_status: _Optional[_Union[ReceiptStatus, str]] = ...) -> None: ...
 
 class PullResponse(_message.Message):
     __slots__ = ("header", "chunk", "shared", "encoded")

@@ -168,10 +168,12 @@ class Counted:
             return Receipt(shard_pb2.RECEIPT_STATUS_DUPLICATE)
         return None
 
-    def sequence(self, member: round_pb2.Member) -> int:
-        """The latest of a member's contributions that is known to be counted; 0: none."""
-        known = self._known.get(_key(member))
-        return known.sequence if known else 0
+    def describe(self, member: round_pb2.Member, header: shard_pb2.PullHeader) -> None:
+        """Say which of a member's contributions was in a round last, as far as is known, and what became of it."""
+        if known := self._known.get(_key(member)):
+            header.counted = known.sequence
+            if known.receipt is not None:
+                header.counted_status = known.receipt.status
 
 
 def _key(member: round_pb2.Member) -> _Key:

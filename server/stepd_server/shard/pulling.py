@@ -74,7 +74,7 @@ class Pulling:
             step = self._present_step
             header = shard_pb2.PullHeader(step=step, round=self._round, decision=self._decision)
             if request.HasField("member"):
-                header.counted = self._counted.sequence(request.member)
+                self._counted.describe(request.member, header)
             ranges = [(r.start, r.start + r.count) for r in request.ranges] or [(0, self.arena.piece.size)]
             if request.ranges:
                 self.arena.piece.covered(ranges)
