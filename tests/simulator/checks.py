@@ -121,10 +121,16 @@ def _turns(world: World, contributions: Contributions) -> list[str]:
                     problems.append(f"{decision} takes what is {staleness} steps old times {scale}")
     told = {(*answer.member, -1, answer.sequence): answer for answer in world.answers}
     problems += [f"{told[key]}, and it was counted" for key in counted & told.keys() if told[key].status == "stale"]
-    fresh = world.scenario.policy is None and not any(worker.came_again for worker in world.workers)
-    if isinstance(sync, BoundedStaleness) and fresh:
+    if isinstance(sync, BoundedStaleness) and world.scenario.policy is None and _came_once(world):
         problems += _ahead(world, sync)  # who comes again begins with the turns of the slowest
     return problems
+
+
+def _came_once(world: World) -> bool:
+    """Whether everybody has been a member once. One whose answer to a join was lost has been one as well."""
+    given = [number for worker in world.workers for number in worker.incarnations]
+    again = any(worker.came_again for worker in world.workers)
+    return not again and max(given, default=0) - min(given, default=0) < len(world.workers)
 
 
 def _ahead(world: World, sync: BoundedStaleness) -> list[str]:
@@ -147,8 +153,11 @@ def _kept(world: World) -> list[str]:
     for decision in decisions.values():
         for member in decision.members:
             stayed[member.worker, member.incarnation] = decision.id.round
+    in_turn = {key for decision in decisions.values() for key, _ in keys_of(decision)}
     problems = []
     for answer in world.answers:
+        if (*answer.member, -1, answer.sequence) in in_turn:
+            continue  # the policy changed before its round was decided, and it had its turn
         if answer.status != "accepted" or stayed.get(answer.member, -1) <= answer.round:
             continue
         decided = decisions[answer.round]

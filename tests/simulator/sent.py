@@ -74,6 +74,8 @@ class Contributions:
         self._rounds = rounds
         self._slices = {layout.version: [slices_of(shard) for shard in layout.shards] for layout in layouts}
         self._sent: dict[Key, dict[int, Sent]] = {}
+        # By (name, incarnation, -1, sequence): the rounds that it was sent for as well, before the policy changed.
+        self._for_rounds: dict[Key, set[Key]] = {}
 
     def _starts(self, sent: Sent, shard: int) -> list[int]:
         return list(flat_starts(self._slices[sent.layout][shard]))
@@ -93,6 +95,9 @@ class Contributions:
     def _begin(self, shard: int, header: shard_pb2.PushHeader) -> Sent:
         named = (header.id.round, header.id.attempt) if header.HasField("id") else (-1, header.sequence)
         key = (header.member.worker, header.member.incarnation, *named)
+        if header.HasField("id"):
+            sequence = (header.member.worker, header.member.incarnation, -1, header.sequence)
+            self._for_rounds.setdefault(sequence, set()).add(key)
         # One that went out by an older layout may have been counted there, and may come again by the new one.
         versions = self._sent.setdefault(key, {})
         new = Sent(header.weight, header.based_on, header.layout_version, {}, {}, {})
@@ -123,9 +128,23 @@ class Contributions:
         if not found and key[2] >= 0:
             # Sent while contributions were taken in turn, and taken by a round under the next policy.
             found = [self._sent[other][layout] for other, layout in self._of_any_round(key)]
+        if not found and key[2] < 0:
+            found = [sent for sent in self._put_together(key) if self._has_reached_all(sent)]
         if not found:
             raise Contradiction(f"{key} was counted and never sent to all shards")
         return found[0]
+
+    def _put_together(self, key: Key) -> list[Sent]:
+        """What has gone to some shards for a round, and to others, after the policy had changed, for any: by layout."""
+        found: dict[int, Sent] = {}
+        for name in (key, *sorted(self._for_rounds.get(key, ()))):
+            for layout, sent in self._sent.get(name, {}).items():
+                whole = found.setdefault(layout, Sent(sent.weight, sent.based_on, layout, {}, {}, {}))
+                for shard in sent.ranges.keys() - whole.ranges.keys():
+                    if self._has_reached(sent, shard):
+                        whole.ranges[shard] = sent.ranges[shard]
+                        whole.flat[shard], whole.there[shard] = sent.flat[shard], sent.there[shard]
+        return [sent for _, sent in sorted(found.items())]
 
     def _of_any_round(self, key: Key) -> list[tuple[Key, int]]:
         """What can have been counted under this name: what its worker was told of, or was never told about."""
@@ -139,10 +158,11 @@ class Contributions:
         ]
 
     def _has_reached_all(self, sent: Sent) -> bool:
-        reached = [
-            all(sent.there[shard][start:stop].all() for start, stop in ranges) for shard, ranges in sent.ranges.items()
-        ]
+        reached = [self._has_reached(sent, shard) for shard in sent.ranges]
         return all(reached) and len(reached) == len(self._slices[sent.layout])
+
+    def _has_reached(self, sent: Sent, shard: int) -> bool:
+        return all(sent.there[shard][start:stop].all() for start, stop in sent.ranges[shard])
 
     def tensors(self, key: Key) -> tuple[dict[int, Array], float]:
         """By parameter, flat: what the contribution of that name held; and its weight."""

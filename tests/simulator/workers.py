@@ -106,6 +106,11 @@ class WorkerHost:
         return self.joins > 1 or any(own.member.incarnation != first for own, first in self._memberships)
 
     @property
+    def incarnations(self) -> list[int]:
+        """What its memberships began with."""
+        return [first for _, first in self._memberships]
+
+    @property
     def here(self) -> bool:
         return not self.process.dead and not self.done
 
