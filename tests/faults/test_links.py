@@ -177,6 +177,7 @@ def test_a_worker_whose_links_stall_leaves_within_its_lease(
         assert all(len(set(ranks)) == len(ranks) for ranks in counted(other.steps).values())
 
 
+@pytest.mark.slow
 def test_a_shard_whose_links_stall_holds_up_and_loses_nothing(
     fleet: Fleet, client: stepd.Client, name: str, tmp_path: Path
 ) -> None:
@@ -238,6 +239,7 @@ def test_a_stopped_shard_is_named_and_waited_for(fleet: Fleet, client: stepd.Cli
         check_all_counted_once(trainees)
 
 
+@pytest.mark.slow
 def test_slow_links_are_only_slow(fleet: Fleet, client: stepd.Client, name: str, tmp_path: Path) -> None:
     create(client, name)
     with Trainees(tmp_path, fleet.target, name, lease=LEASE_S, gradient="digit", retry_for=PATIENCE_S) as trainees:

@@ -40,8 +40,15 @@ def without(worker: Trainee, victim: Trainee, since: float) -> list[dict[str, An
     return [result for result in worker.steps[1:] if result["at"] > since and victim.rank not in who[result["step"]]]
 
 
-@pytest.mark.parametrize("transport", ["grpc", "shm"])
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+@pytest.mark.parametrize(
+    ("how", "transport"),
+    [
+        pytest.param(signal.SIGKILL, "grpc", id="killed-grpc"),
+        pytest.param(signal.SIGSTOP, "shm", id="stopped-shm"),
+        pytest.param(signal.SIGKILL, "shm", id="killed-shm", marks=pytest.mark.slow),
+        pytest.param(signal.SIGSTOP, "grpc", id="stopped-grpc", marks=pytest.mark.slow),
+    ],
+)
 def test_the_others_go_on_within_the_lease(
     fleet: Fleet, client: stepd.Client, name: str, tmp_path: Path, how: signal.Signals, transport: str
 ) -> None:

@@ -48,7 +48,13 @@ class Problem:
         return float(np.linalg.norm(params["w"] - self._solution) / np.linalg.norm(self._solution))
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+# The others are for `make test-slow`.
+QUICK = {"all", "whoever", "quorum with grace", "async, not too stale", "bounded staleness"}
+
+
+@pytest.mark.parametrize(
+    "policy", [pytest.param(policy, marks=() if policy in QUICK else pytest.mark.slow) for policy in POLICIES]
+)
 def test_every_policy_solves_a_small_problem(connect: Callable[..., stepd.Client], name: str, policy: str) -> None:
     problem = Problem()
     run = connect(3).create_run(

@@ -159,6 +159,7 @@ def test_sigterm_ends_everything(tmp_path: Path) -> None:
         wait_for(lambda: gone(everything))
 
 
+@pytest.mark.slow
 def test_when_the_demo_is_killed_its_processes_end(tmp_path: Path) -> None:
     with demo(tmp_path, *LONG) as process:
         everything = training(process, tmp_path)

@@ -25,7 +25,7 @@ MATRIX = [
         case,
         *place,
         id=f"{case.name}-S{place[0]}W{place[1]}",
-        marks=() if case.name in EVERYWHERE or i % 3 == 0 else pytest.mark.slow,
+        marks=() if case.name in EVERYWHERE or i % 6 == 0 else pytest.mark.slow,
     )
     for i, case in enumerate(CHOSEN)
     for j, place in enumerate(PLACES)
