@@ -196,13 +196,14 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 def test_workers_find_their_place_by_the_index_of_their_job() -> None:
     with stepd.local(shards=2) as fleet:
-        processes = [worker(fleet.target, rank, "--steps", "100") for rank in range(2)]
+        processes = [worker(fleet.target, rank, "--steps", "30") for rank in range(2)]
         (first, second) = [ended(process) for process in processes]
     assert first[0] == 0, first[2]
     assert second == (0, "", "")
-    assert first[1].endswith("of 358 held-out digits recognised after 100 steps\n")
+    assert first[1].endswith("of 358 held-out digits recognised after 30 steps\n")
 
 
+@pytest.mark.slow
 def test_a_worker_that_was_killed_takes_its_place_again_and_the_run_ends_with_the_same_bits() -> None:
     results = []
     for killed in (False, True):
