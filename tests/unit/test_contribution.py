@@ -1,0 +1,21 @@
+"""What a contribution makes of what the shards say of it."""
+
+from __future__ import annotations
+
+from stepd.contribution import Contribution
+from stepd.v1 import round_pb2, shard_pb2
+
+DUPLICATE, QUARANTINED = shard_pb2.RECEIPT_STATUS_DUPLICATE, shard_pb2.RECEIPT_STATUS_QUARANTINED
+
+
+def test_who_was_left_out_in_its_turn_learns_it_whatever_was_decided_since() -> None:
+    contribution = Contribution.of({}, 1.0)
+    contribution.sequence, contribution.in_turn, contribution.round = 5, True, 3
+    contribution.receipts[0] = shard_pb2.PushResponse(status=shard_pb2.RECEIPT_STATUS_ACCEPTED)
+    later = round_pb2.Decision(id=round_pb2.RoundId(round=9))
+
+    contribution.learn(shard_pb2.PullHeader(counted=n, counted_status=s) for n, s in ((4, QUARANTINED), (5, DUPLICATE)))
+    assert contribution.receipt(later).status == "accepted"
+
+    contribution.learn([shard_pb2.PullHeader(counted=5, counted_status=QUARANTINED)])
+    assert contribution.receipt(later).status == "quarantined"
