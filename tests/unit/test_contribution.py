@@ -9,7 +9,7 @@ DUPLICATE, QUARANTINED = shard_pb2.RECEIPT_STATUS_DUPLICATE, shard_pb2.RECEIPT_S
 
 
 def test_who_was_left_out_in_its_turn_learns_it_whatever_was_decided_since() -> None:
-    contribution = Contribution.of({}, 1.0)
+    contribution = Contribution.of({}, 1.0, 0)
     contribution.sequence, contribution.in_turn, contribution.round = 5, True, 3
     contribution.receipts[0] = shard_pb2.PushResponse(status=shard_pb2.RECEIPT_STATUS_ACCEPTED)
     later = round_pb2.Decision(id=round_pb2.RoundId(round=9))
