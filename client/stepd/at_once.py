@@ -22,7 +22,12 @@ def encode_request(push: Iterable[bytes], pull: shard_pb2.PullRequest) -> bytes:
         push: the messages of the one.
         pull: the other.
     """
-    return b"".join([*(_field(_FIRST, message) for message in push), _field(_SECOND, pull.SerializeToString())])
+    return b"".join(
+        [
+            *(wire.encode_field(_FIRST, message) for message in push),
+            wire.encode_field(_SECOND, pull.SerializeToString()),
+        ]
+    )
 
 
 def decode_request(raw: bytes) -> shard_pb2.PushAndPullRequest:
@@ -54,7 +59,12 @@ def encode_response(receipt: shard_pb2.PushResponse, pulled: Iterable[bytes]) ->
         receipt: of the one.
         pulled: the messages of the other.
     """
-    return b"".join([_field(_FIRST, receipt.SerializeToString()), *(_field(_SECOND, message) for message in pulled)])
+    return b"".join(
+        [
+            wire.encode_field(_FIRST, receipt.SerializeToString()),
+            *(wire.encode_field(_SECOND, message) for message in pulled),
+        ]
+    )
 
 
 def pulled_of(response: shard_pb2.PushAndPullResponse) -> tuple[shard_pb2.PullHeader | None, Iterator[wire.Chunk]]:
@@ -73,15 +83,6 @@ def _chunk(message: shard_pb2.PullResponse) -> wire.Chunk:
         case "encoded":
             return encodings.decoded(message.encoded)
     raise StepdError("a shard sent what is no chunk in a pull")
-
-
-def _field(tag: int, content: bytes) -> bytes:
-    size = len(content)
-    groups = []
-    while size > 0x7F:
-        groups.append(size & 0x7F | 0x80)
-        size >>= 7
-    return bytes((tag, *groups, size)) + content
 
 
 def _refused(field: str, expected: str, given: object) -> InvalidArgument:

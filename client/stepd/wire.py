@@ -127,6 +127,11 @@ def encode_header(
     return kind(header=header).SerializeToString()
 
 
+def encode_field(tag: int, content: bytes) -> bytes:
+    """One field that holds bytes or a message, as it stands in the message around it."""
+    return b"".join((bytes((tag,)), _varint(len(content), _varint_bytes(len(content))), content))
+
+
 def decode_chunk(raw: bytes) -> Chunk | None:
     """The chunk in a message, read in place; None if the message is not one in the form that encode_chunk writes."""
     if not raw or raw[0] != _MESSAGE_CHUNK:
