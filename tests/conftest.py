@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 
 import pytest
+
+from stepd.targets import Target
+from stepd_server.ports import HeldPort
 
 
 def pytest_configure() -> None:
@@ -19,3 +23,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--first-world", type=int, default=0, metavar="SEED", help="begin with this one (default: 0)")
     group.addoption("--world", type=int, metavar="SEED", help="live through this one and print its history")
     group.addoption("--faults", metavar="NUMBERS", help="with --world: only these of its faults, as 0,2; or none")
+
+
+@pytest.fixture
+def vacant() -> Iterator[str]:
+    """An address that nobody listens on, and that nobody else gets meanwhile."""
+    with HeldPort(Target("127.0.0.1", 0)) as held:
+        yield str(held.target)

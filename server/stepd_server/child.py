@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from stepd.limits import DRAIN_S
 from stepd.targets import Target, parse_target
+from stepd_server.ports import HeldPort
 from stepd_server.settings import CannotStart
 
 __all__ = ["Child"]
@@ -34,7 +35,7 @@ class Child:
 
     Attributes:
         name: for people: "coordinator", "shard 1".
-        listen: where it is told to listen; once it has, with the port it has got.
+        listen: where it is told to listen; once it runs, with the port that is held for it.
         pid: of the process that runs, or ran last; None before the first.
         ready: set once it has been ready for the first time.
         metrics: where it serves its metrics, since it has last said so.
@@ -70,7 +71,6 @@ class Child:
         self._ready_event = ready_event
         self._on_change = on_change
         self._process: asyncio.subprocess.Process | None = None
-        self._listening = False
 
     async def run(self) -> None:
         """Keep it running until cancelled, which ends it.
@@ -79,6 +79,7 @@ class Child:
             CannotStart: it ended by itself before it was ready for the first time; it has said why.
         """
         backoff_s = 0.0
+        held = self._hold()
         try:
             while True:
                 started = time.monotonic()
@@ -92,6 +93,17 @@ class Child:
                 backoff_s = min(max(2 * backoff_s, BACKOFF_S_MIN), BACKOFF_S_MAX)
         finally:
             await self._end()
+            if held is not None:
+                held.close()
+
+    def _hold(self) -> HeldPort | None:
+        """Keep its port for it, so that it can come back there."""
+        try:
+            held = HeldPort(self.listen)
+        except (OSError, CannotStart):
+            return None  # It will say itself what is wrong.
+        self.listen = held.target
+        return held
 
     async def _run_once(self) -> int:
         """Start it and take in what it says until it ends. Returns its exit code, negative for a signal."""

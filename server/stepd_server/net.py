@@ -15,9 +15,10 @@ from stepd.channel import KEEPALIVE_S, SHARED_OPTIONS
 from stepd.limits import DRAIN_S, STREAM_WINDOW_BYTES
 from stepd.targets import Target
 from stepd_server.interceptors import AuthInterceptor, ErrorInterceptor
+from stepd_server.ports import resolve
 from stepd_server.settings import CannotStart, Security
 
-__all__ = ["Health", "Listener", "resolve"]
+__all__ = ["Health", "Listener"]
 
 SERVER_OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
     *SHARED_OPTIONS,
@@ -109,19 +110,6 @@ def _bind(server: grpc.aio.Server, listen: Target, security: Security) -> Target
     except RuntimeError as error:
         raise CannotStart(f"cannot listen on {listen}: {_why_not(address)}") from error
     return Target(listen.host, port)
-
-
-def resolve(listen: Target) -> Target:
-    """One address for a name, or CannotStart.
-
-    Of several, gRPC would be content with any that is free; a fleet has one.
-    """
-    try:
-        found = socket.getaddrinfo(listen.host, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as error:
-        raise CannotStart(f"cannot listen on {listen}: {error.strerror}") from error
-    found.sort(key=lambda entry: entry[0] != socket.AF_INET)
-    return Target(str(found[0][4][0]), listen.port)
 
 
 def _why_not(address: Target) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from stepd.targets import Target
+from stepd_server.ports import HeldPort
 from tests.patience import PATIENCE_S
 
 from .manifests import SECRET, Manifests, Workload
@@ -42,11 +43,11 @@ class Pods:
     def __init__(self, manifests: Manifests, folder: Path, stack: ExitStack) -> None:
         self._folder, self._stack = folder, stack
         servers = [(w, i) for w in manifests.servers() for i in range(w.spec["replicas"])]
-        # Held open together, so that all are different.
-        with ExitStack() as held:
-            sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3 * len(servers))]
-            free = iter([s.getsockname()[1] for s in sockets])
-        self.ports = {(w.name, i, name): next(free) for w, i in servers for name in FLAGS.values()}
+        self.targets = {
+            (w.name, i, name): stack.enter_context(HeldPort(Target("127.0.0.1", 0))).target
+            for w, i in servers
+            for name in FLAGS.values()
+        }
         self._here = {
             f"{w.name}-{i}.{w.spec['serviceName']}:{w.container.ports['grpc']}": self._address(w, i, "grpc")
             for w, i in servers
@@ -56,7 +57,7 @@ class Pods:
         self._tokens.chmod(0o440)
 
     def _address(self, w: Workload, ordinal: int, port: str) -> str:
-        return f"127.0.0.1:{self.ports[w.name, ordinal, port]}"
+        return str(self.targets[w.name, ordinal, port])
 
     def start(self, w: Workload, ordinal: int, command: list[str], *more: str) -> subprocess.Popen[str]:
         """Run a pod's container as `command` with its own arguments, and then `more`."""

@@ -19,6 +19,8 @@ from types import TracebackType
 from typing import Self
 
 import stepd
+from stepd.targets import Target
+from stepd_server.ports import HeldPort
 from stepd_server.shard.journal import Field
 from tests.faults.proxy import Network, Proxy
 from tests.integration.servers import eventually
@@ -45,8 +47,9 @@ class Role:
         self.log = folder / f"{name}.log"
         self._order = folder / f"{name}.order"
         self._arguments = arguments
-        self._port = 0
+        self._port = HeldPort(Target("127.0.0.1", 0))
         self._wanted = True
+        self._over = False
         self._changed = threading.Condition()
         self._process: subprocess.Popen[str] | None = None
         self._started = threading.Event()
@@ -63,7 +66,7 @@ class Role:
     @property
     def target(self) -> str:
         """Where it listens itself, whatever stands before it."""
-        return f"127.0.0.1:{self._port}"
+        return str(self._port.target)
 
     @property
     def up(self) -> bool:
@@ -142,22 +145,23 @@ class Role:
             except subprocess.TimeoutExpired:
                 process.kill()
         with self._changed:
-            self._port = -1  # nothing is started any more
+            self._over = True
             self._changed.notify_all()
         self._keeper.join(PATIENCE_S)
+        self._port.close()
 
     def _keep(self) -> None:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("STEPD_")}
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._wanted or self._port < 0)
-                if self._port < 0:
+                self._changed.wait_for(lambda: self._wanted or self._over)
+                if self._over:
                     return
                 with self.log.open("a") as log:
                     self._process = subprocess.Popen(
                         [
                             *(sys.executable, "-P", str(DOOMED), *self._arguments),
-                            *(f"--listen=127.0.0.1:{self._port}", f"--data-dir={self.data_dir}"),
+                            *(f"--listen={self.target}", f"--data-dir={self.data_dir}"),
                             *("--json", "--lifeline"),
                         ],
                         stdin=subprocess.PIPE,
@@ -175,7 +179,6 @@ class Role:
         for line in process.stdout:
             event = json.loads(line)
             if event["event"] == "listening":
-                self._port = int(event["target"].rpartition(":")[2])
                 if self.proxy is not None:
                     self.proxy.stand_before(event["target"])
                 self._started.set()

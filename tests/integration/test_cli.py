@@ -8,7 +8,6 @@ import pty
 import re
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -41,12 +40,6 @@ def one_line(text: str) -> str:
     lines = text.splitlines()
     assert len(lines) == 1, text
     return lines[0]
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -126,14 +119,13 @@ def test_the_library_alone_does_not_load_the_server() -> None:
 # --- Failures ---------------------------------------------------------------------------------------------------
 
 
-def test_a_fleet_that_is_not_there_is_one_line() -> None:
-    target = f"127.0.0.1:{free_port()}"
-    failed = call("status", "--target", target)
+def test_a_fleet_that_is_not_there_is_one_line(vacant: str) -> None:
+    failed = call("status", "--target", vacant)
     assert failed.returncode == 1
     assert failed.stdout == ""
     said = one_line(failed.stderr)
     assert said.startswith("stepd: UNAVAILABLE: ")
-    assert target in said
+    assert vacant in said
 
 
 def test_a_run_that_is_not_there_is_one_line(fleet: stepd.LocalFleet) -> None:
@@ -232,10 +224,9 @@ def test_status_of_a_run_as_json(fleet: stepd.LocalFleet, run: stepd.Run) -> Non
     assert document["missing"] == [{"rank": 1, "id": None, "since": None, "why": None}]
 
 
-def test_the_target_may_come_from_the_environment(fleet: stepd.LocalFleet) -> None:
+def test_the_target_may_come_from_the_environment(fleet: stepd.LocalFleet, vacant: str) -> None:
     assert call("runs", STEPD_TARGET=fleet.target).returncode == 0
-    nowhere = f"127.0.0.1:{free_port()}"
-    assert call("runs", "--target", fleet.target, STEPD_TARGET=nowhere).returncode == 0
+    assert call("runs", "--target", fleet.target, STEPD_TARGET=vacant).returncode == 0
 
 
 def test_on_a_terminal_tables_are_drawn(fleet: stepd.LocalFleet, run: stepd.Run) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -223,11 +222,8 @@ def test_a_worker_that_was_killed_takes_its_place_again_and_the_run_ends_with_th
     assert results[0] == results[1]
 
 
-def test_a_worker_without_a_fleet_says_so_in_one_line() -> None:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        target = f"127.0.0.1:{listener.getsockname()[1]}"
-    code, out, err = ended(worker(target, 1, "--retry-for", "1"))
+def test_a_worker_without_a_fleet_says_so_in_one_line(vacant: str) -> None:
+    code, out, err = ended(worker(vacant, 1, "--retry-for", "1"))
     assert (code, out) == (1, "")
     assert err.startswith("stepd demo worker 1: UNAVAILABLE: ")
     assert len(err.splitlines()) == 1

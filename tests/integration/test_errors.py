@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from typing import cast
 
 import grpc
@@ -115,20 +114,17 @@ def test_a_call_that_succeeds_is_left_alone() -> None:
     assert asyncio.run(main()) == [b"!"] * len(CALLS)
 
 
-def test_nobody_listening_is_unavailable_and_names_the_target() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as vacant:
-        target = f"127.0.0.1:{vacant.getsockname()[1]}"
-
+def test_nobody_listening_is_unavailable_and_names_the_target(vacant: str) -> None:
     async def main() -> None:
-        async with open_channel(target) as channel:
+        async with open_channel(vacant) as channel:
             await call(channel, "One")
 
     with pytest.raises(grpc.RpcError) as caught:
         asyncio.run(main())
-    error = from_rpc_error(caught.value, target=target)
+    error = from_rpc_error(caught.value, target=vacant)
     assert type(error) is Unavailable
-    assert error.details["target"] == target
-    assert target in str(error)
+    assert error.details["target"] == vacant
+    assert vacant in str(error)
 
 
 def test_an_answer_that_takes_too_long_is_a_deadline_exceeded() -> None:

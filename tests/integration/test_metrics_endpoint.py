@@ -11,7 +11,7 @@ from typing import ParamSpec
 
 import pytest
 
-from stepd.targets import Target
+from stepd.targets import Target, parse_target
 from stepd_server.metrics import catalogue, endpoint
 from stepd_server.metrics.catalogue import Sample
 from stepd_server.metrics.endpoint import serving_metrics
@@ -175,14 +175,12 @@ def test_a_server_says_so_in_one_line(role: str) -> None:
 
 
 @in_a_loop
-async def test_who_does_not_answer_is_missing_and_named() -> None:
+async def test_who_does_not_answer_is_missing_and_named(vacant: str) -> None:
     def text() -> bytes:
         return to_text([Sample(catalogue.STEPS, ("r",), 3)])
 
     async with serving(text) as here, serving(lambda: 1 // 0) as broken:  # type: ignore[return-value]
-        with socket.create_server(("127.0.0.1", 0)) as closed:
-            nobody = Target("127.0.0.1", closed.getsockname()[1])
-        parts = {"coordinator": here, "shard 0": nobody, "shard 1": None, "shard 2": broken}
+        parts = {"coordinator": here, "shard 0": parse_target(vacant), "shard 1": None, "shard 2": broken}
         lines = (await scrape_all(parts)).decode().splitlines()
     assert [line for line in lines if not line.startswith("#")] == [
         'stepd_up{process="coordinator"} 1.0',

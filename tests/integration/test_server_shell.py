@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,6 @@ from tests.patience import PATIENCE_S
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 COORDINATOR = ("coordinator", "--listen=127.0.0.1:0", "--shards=1")
-
-
-@pytest.fixture
-def vacant() -> Iterator[str]:
-    """An address that nobody listens on, and that nobody else gets meanwhile."""
-    with socket.socket() as held:
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        held.bind(("127.0.0.1", 0))
-        yield f"127.0.0.1:{held.getsockname()[1]}"
 
 
 def shard(coordinator: str, *flags: str) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ import trustme
 from stepd.channel import TLS, open_channel
 from stepd.errors import PermissionDenied, StepdError, Unauthenticated, Unavailable
 from stepd.status import from_rpc_error
+from stepd.targets import parse_target
 from stepd.v1 import coordinator_pb2, coordinator_pb2_grpc
 from tests.integration.servers import Server, eventually, is_running
 from tests.patience import PATIENCE_S
@@ -113,6 +114,8 @@ def test_what_dies_is_started_again_at_its_address(tmp_path: Path) -> None:
         before = server.event(role="fleet")
         for victim in (before["shards"][1], before["coordinator"]):
             os.kill(victim["pid"], signal.SIGKILL)
+            with socket.socket() as other, pytest.raises(OSError, match="in use"):
+                other.bind(parse_target(victim["target"]))  # its own even while nobody listens
         eventually(
             lambda: {before["shards"][1]["pid"], before["coordinator"]["pid"]}.isdisjoint(pids(written(tmp_path))),
             "both are in the file with new processes",

@@ -15,7 +15,7 @@ from http import HTTPStatus
 
 from stepd.limits import SCRAPE_REQUEST_BYTES_MAX, SCRAPE_S, SCRAPES_AT_ONCE
 from stepd.targets import Target
-from stepd_server.net import resolve
+from stepd_server.ports import resolve
 from stepd_server.settings import CannotStart
 
 __all__ = ["CONTENT_TYPE", "PATH", "announced", "serving_metrics"]
