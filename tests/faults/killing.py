@@ -20,7 +20,7 @@ SHARD_PHASES = {
     "sharing memory": r"shard/sharing\.py",
 }
 COORDINATOR_PHASES = {
-    "gathering": r"coordinator/(rounds|attempt|driver)\.py",
+    "gathering": r"coordinator/(rounds|attempt|driver|leading)\.py",
     "deciding": r"coordinator/(decision|convert|run)\.py",
     "recording": r"coordinator/(store|slots)\.py",
     "members": r"coordinator/(membership|seats|places)\.py",
