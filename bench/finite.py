@@ -66,7 +66,7 @@ class Rounds:
         self._updates = np.zeros(len(piece.slices), np.int64)
 
     def seconds(self, loops: Any) -> float:
-        request = shard_control_pb2.GatherRoundRequest(
+        request = shard_control_pb2.RoundToGather(
             members=self._members, clip=self._piece.spec.clip, reduction=run_pb2.REDUCTION_MEAN
         )
         gathering = Gathering(self._piece, self._accumulator, self._updates, request, loops)
