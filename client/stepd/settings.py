@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from functools import cache
 from numbers import Real
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Final, Literal, NamedTuple, NoReturn, TypeGuard, Union, get_args, get_origin, get_type_hints
@@ -106,13 +105,17 @@ class _Form(NamedTuple):
     may_be_infinite: bool
 
 
-@cache
+_forms: Final[dict[type, tuple[_Form, ...]]] = {}
+
+
 def _forms_of(cls: type[Settings]) -> tuple[_Form, ...]:
-    kinds = field_kinds(cls)
-    return tuple(
-        _Form(field.name, kinds[field.name], _plain(kinds[field.name]), "may_be_infinite" in field.metadata)
-        for field in fields(cls)
-    )
+    if cls not in _forms:
+        kinds = field_kinds(cls)
+        _forms[cls] = tuple(
+            _Form(field.name, kinds[field.name], _plain(kinds[field.name]), "may_be_infinite" in field.metadata)
+            for field in fields(cls)
+        )
+    return _forms[cls]
 
 
 def _plain(kind: Any) -> frozenset[type]:

@@ -74,7 +74,7 @@ class Counted:
         for row in np.flatnonzero(taken).tolist():
             incarnation, name, sequence, round_number, last, *_ = self._rows[row].tolist()
             id_ = round_pb2.RoundId(round=round_number, attempt=last >> _STATUS_BITS)
-            status: shard_pb2.ReceiptStatus = last & ((1 << _STATUS_BITS) - 1)  # type: ignore[assignment]
+            status: shard_pb2.ReceiptStatus = last & ((1 << _STATUS_BITS) - 1)
             receipt = Receipt(status, id_) if status else None
             found.append((round_number, (incarnation, name), _Known(row, sequence, receipt)))
         # Who was counted last comes last.
