@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import pytest
@@ -18,8 +17,8 @@ import pytest
 import stepd
 from stepd.rules import Reach, Rule
 from tests.integration.layouts import shards_of
-from tests.reference.as_stepd import clip, schedule
-from tests.reference.cases import CASES, STEPS, TOLERANCE, Case, error, gradient, initial, reference
+from tests.integration.together import Together, once
+from tests.reference.cases import CASES, STEPS, TOLERANCE, Case, error, gradient, reference
 from tests.reference.rule_cases import OTHER_CASES, SPANNING_CASES, TORCH_CASES
 
 Fleets = Callable[[int], stepd.LocalFleet]
@@ -31,8 +30,6 @@ pytestmark = pytest.mark.timeout(1200)
 # Groups of a case's own have one clip in common, which groups of a run have not.
 SMALL_CASES = {name: case for name, case in (CASES | TORCH_CASES | OTHER_CASES).items() if not case.groups}
 EVERY_CASE = SMALL_CASES | SPANNING_CASES
-# Not the case's name: rules look for "bias" and "norm" in the names of parameters.
-PREFIX = {name: f"{index}/" for index, name in enumerate(EVERY_CASE)}
 
 
 @dataclass(frozen=True)
@@ -48,73 +45,38 @@ class Trained:
     lies_on: dict[str, dict[str, int]]
 
 
-def _group(case: Case) -> stepd.ParamGroup:
-    options = dict(case.options)
-    if "exclude" in options:
-        options["exclude"] = tuple(g if g.startswith("*") else PREFIX[case.name] + g for g in options["exclude"])
-    return stepd.ParamGroup(
-        {PREFIX[case.name] + name: value for name, value in initial(case).items()},
-        optimizer=getattr(stepd, case.rule)(**options),
-        schedule=schedule(case.schedule),
-        clip=clip(case),
-    )
-
-
-def _own(case: Case, params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: params[PREFIX[case.name] + name] for name in case.shapes}
-
-
 @pytest.fixture(scope="module")
 def trained(fleets: Fleets) -> Callable[[str, int], Trained]:
-    """All cases of a dtype, trained on so many shards.
+    """All cases of a dtype, trained on so many shards."""
 
-    Once: where that fails, all tests of these cases fail for the same reason, without trying again.
-    """
-
-    def train(dtype: str, shards: int) -> Trained:
+    @once
+    def trained(dtype: str, shards: int) -> Trained:
         small, spanning = (
             [case for case in cases.values() if case.dtype == dtype] for cases in (SMALL_CASES, SPANNING_CASES)
         )
-        cases = [*small, *spanning]
+        together = Together([*small, *spanning])
         with stepd.connect(fleets(shards).target) as client, contextlib.ExitStack() as cleanup:
-            groups = [_group(case) for case in small]
+            groups = [together.group(case) for case in small]
             run = client.create_run(f"rules-{dtype}", groups, optimizer=stepd.SGD(), sync=stepd.Sync(workers=1))
             cleanup.callback(run.delete)
             for case in spanning:
-                run.add_param_group(_group(case))
+                run.add_param_group(together.group(case))
             lies_on = shards_of(client, run.name)
             rates = []
             with run.join() as worker:
                 params = worker.pull()
                 for step in range(STEPS):
-                    grads = {
-                        PREFIX[case.name] + name: grad
-                        for case in cases
-                        for name, grad in gradient(case, step, _own(case, params)).items()
-                    }
-                    result = worker.step(grads)
+                    held = params
+                    result = worker.step(together.all(lambda case: gradient(case, step, together.own(case, held))))  # noqa: B023 (called here)
                     assert not result.skipped
                     params = result.params
                     rates.append(result.lr)
-        lr = {case.name: [of_step[i] for of_step in rates] for i, case in enumerate(cases)}
+        lr = {case.name: [of_step[i] for of_step in rates] for i, case in enumerate(together.cases)}
         return Trained(
-            {case.name: _own(case, params) for case in cases},
+            {case.name: together.own(case, params) for case in together.cases},
             lr,
-            {case.name: {name: lies_on[PREFIX[case.name] + name] for name in case.shapes} for case in cases},
+            {case.name: together.own(case, lies_on) for case in together.cases},
         )
-
-    @cache
-    def outcome(dtype: str, shards: int) -> Trained | BaseException:
-        try:
-            return train(dtype, shards)
-        except (Exception, pytest.fail.Exception) as error:  # noqa: BLE001 (raised again, for every case)
-            return error
-
-    def trained(dtype: str, shards: int) -> Trained:
-        found = outcome(dtype, shards)
-        if isinstance(found, BaseException):
-            raise found
-        return found
 
     return trained
 
