@@ -59,15 +59,28 @@ class Together:
         return {self._prefixes[case.name] + name: value for case in self.cases for name, value in of(case).items()}
 
     def train(
-        self, run: stepd.Run, steps: range, gradient: Callable[[Case, int, Arrays], Arrays]
-    ) -> dict[str, np.ndarray]:
-        """Where the run's parameters are after these steps."""
+        self,
+        run: stepd.Run,
+        steps: range,
+        gradient: Callable[[Case, int, Arrays], Arrays],
+        note: Callable[[stepd.StepResult], object] = lambda _: None,
+    ) -> Arrays:
+        """Where the run's parameters are after these steps.
+
+        Args:
+            note: told of every result.
+        """
+
+        def contribution(step: int, params: Mapping[str, np.ndarray]) -> Arrays:
+            return self.all(lambda case: gradient(case, step, self.own(case, params)))
+
         with run.join() as worker:
-            params = worker.pull()
+            params = dict(worker.pull())
             for step in steps:
-                held = params
-                params = worker.step(self.all(lambda case: gradient(case, step, self.own(case, held)))).params  # noqa: B023 (called here)
-        return dict(params)
+                result = worker.step(contribution(step, params))
+                params = dict(result.params)
+                note(result)
+        return params
 
     # --- States of the optimizer, in torch's form -------------------------------------------------------------------
 
