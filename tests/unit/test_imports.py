@@ -172,15 +172,17 @@ def test_what_stepd_offers_is_where_it_says() -> None:
 
 
 @pytest.mark.parametrize(
-    ("server", "heavy"),
+    ("modules", "heavy"),
     [
-        ("stepd_server.supervisor", {"numpy", "grpc"}),
-        ("stepd_server.shard.service", {"stepd.worker", "stepd.client", "prometheus_client"}),
-        ("stepd_server.coordinator.service", {"stepd.worker", "stepd.client", "prometheus_client"}),
+        ("stepd", {"numpy", "grpc"}),
+        ("stepd.cli", {"numpy", "grpc", "rich"}),
+        ("stepd_server.cli, stepd_server.supervisor", {"numpy", "grpc"}),
+        ("stepd_server.cli, stepd_server.shard.service", {"stepd.worker", "stepd.client", "prometheus_client"}),
+        ("stepd_server.cli, stepd_server.coordinator.service", {"stepd.worker", "stepd.client", "prometheus_client"}),
     ],
 )
-def test_servers_start_without_what_they_do_not_need(server: str, heavy: set[str]) -> None:
+def test_programs_start_without_what_they_do_not_need(modules: str, heavy: set[str]) -> None:
     """Each takes a part of a second, of every server of every fleet."""
-    script = f"import sys, stepd_server.cli, {server}; print(*sys.modules)"
+    script = f"import sys, {modules}; print(*sys.modules)"
     imported = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert heavy.isdisjoint(imported.split())
