@@ -28,6 +28,14 @@ SYSTEMS: Final = (
         quick=False,
     ),
     System(
+        "stepd-view-numpy-2",
+        "stepd, in NumPy with a shard for each of 2 cores",
+        "shared memory",
+        "stepd_fleet",
+        {"transport": "shm", "lent": True, "view": True, "kernels": "numpy", "shards": 2},
+        quick=False,
+    ),
+    System(
         "stepd-lent", "stepd, `gradient_buffers`", "shared memory", "stepd_fleet", {"transport": "shm", "lent": True}
     ),
     System("stepd-shm", "stepd, any arrays", "shared memory", "stepd_fleet", {"transport": "shm"}),

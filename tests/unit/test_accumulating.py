@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from stepd.layout import lay_out, to_proto
+from stepd.limits import BLOCK_ELEMENTS
 from stepd.rules import SGD
 from stepd.rules.base import Array
 from stepd.specs import optimizer_to_proto
@@ -21,7 +22,7 @@ from stepd_server.kernels.arriving import Loops, known_loops
 from stepd_server.kernels.compiled import available
 from stepd_server.kernels.gather import Form, emit_gather
 from stepd_server.shard.gathering import Contribution, Gathering
-from stepd_server.shard.lanes import LANES, block_sums, fold
+from stepd_server.shard.lanes import LANES, block_squares, block_sums, fold
 from stepd_server.shard.plan import Bools, Piece
 from stepd_server.shard.scratch import aligned_empty
 
@@ -49,6 +50,16 @@ def test_the_order_of_sums(sizes: list[int]) -> None:
     begins = np.cumsum([0, *sizes])
     expected = [by_definition(terms[a:b].tolist()) for a, b in pairwise(begins)]
     assert block_sums(terms, begins[:-1]).tolist() == expected
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["single", "double"])
+@pytest.mark.parametrize("sizes", [[1], [63], [64], [65], [1000], [BLOCK_ELEMENTS], [5, 64, 129]], ids=str)
+def test_the_order_of_sums_of_squares(sizes: list[int], dtype: Any) -> None:
+    values = (np.random.default_rng(len(sizes)).standard_normal(sum(sizes)) ** 9).astype(dtype)
+    begins = np.cumsum([0, *sizes])
+    squares = values.astype(np.float64) ** 2
+    expected = [by_definition(squares[a:b].tolist()) for a, b in pairwise(begins)]
+    assert block_squares(values, begins[:-1], np.empty(values.size)).tolist() == expected
 
 
 class World:

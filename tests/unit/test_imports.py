@@ -70,6 +70,7 @@ PURE = (
     "stepd_server.shard.coverage",
     "stepd_server.shard.gathered",
     "stepd_server.shard.gathering",
+    "stepd_server.shard.in_numpy",
     "stepd_server.shard.journal",
     "stepd_server.shard.lanes",
     "stepd_server.shard.plan",

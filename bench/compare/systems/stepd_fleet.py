@@ -1,7 +1,8 @@
 """stepd: a fleet of processes with one shard.
 
 Options: `transport`; `wire`: encodings of gradients and parameters; `lent`: gradients are computed into arrays of
-`Worker.gradient_buffers`; `view`: parameters are views of the shard's memory; `kernels`: STEPD_KERNELS of the servers.
+`Worker.gradient_buffers`; `view`: parameters are views of the shard's memory; `kernels`: STEPD_KERNELS of the servers;
+`shards`: another number of them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from stepd.memory import tune_malloc
 
 def host(start: Start) -> None:
     kernels = start.options.get("kernels")
-    with stepd.local(shards=1, env={"STEPD_KERNELS": kernels} if kernels else {}) as fleet:
+    with stepd.local(shards=start.options.get("shards", 1), env={"STEPD_KERNELS": kernels} if kernels else {}) as fleet:
         start.ready(fleet.target, [shard.pid for shard in fleet.shards])
         start.wait()
 

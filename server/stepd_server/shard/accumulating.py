@@ -1,7 +1,7 @@
 """The sum of contributions as it grows, and what it adds up to as it is completed. No I/O, no waiting.
 
-With `stepd[fast]` every element is touched once, when it arrives. Without it NumPy does the same to the bit, over parts
-that stay in the processor's cache from one pass to the next.
+With `stepd[fast]` every element is touched once, when it arrives. Without it NumPy does the same to the bit
+(in_numpy.py).
 """
 
 from __future__ import annotations
@@ -14,15 +14,13 @@ from typing import Any, Final, Protocol, TypeAlias
 
 import numpy as np
 
-from stepd.limits import BLOCK_ELEMENTS
 from stepd.rules.base import Array
 from stepd_server.shard.coverage import Coverage
+from stepd_server.shard.in_numpy import InNumPy
 from stepd_server.shard.lanes import LANES, fold
 from stepd_server.shard.plan import Piece, Span
 from stepd_server.shard.sums import Summing
 
-# Elements that are looked at, added and summed together: they and what is made of them fit a second-level cache.
-_ELEMENTS_AT_ONCE: Final = BLOCK_ELEMENTS
 _LANE_BYTES: Final = LANES * 8
 
 
@@ -44,8 +42,6 @@ class Accumulating:
     """
 
     def __init__(self, piece: Piece, accumulator: Array, loops: Loops | None = None) -> None:
-        self._piece = piece
-        self._accumulator = accumulator
         self._reached = Coverage()
         self._spans: Sequence[Span] = ()
         self._summing: Summing | None = None
@@ -53,6 +49,7 @@ class Accumulating:
         self._next = 0
         self._summed = 0
         self._compiled = _Compiled(piece, accumulator, loops) if loops is not None else None
+        self._plain = InNumPy(piece, accumulator)
 
     def begin_sums(self, spans: Sequence[Span], summing: Summing) -> None:
         """From now on what is complete is summed.
@@ -63,6 +60,7 @@ class Accumulating:
         """
         self._spans = spans
         self._summing = summing
+        self._plain.begin_sums(spans, summing)
         if self._compiled is not None and summing.squares:
             self._compiled.begin_sums(summing)
 
@@ -79,15 +77,8 @@ class Accumulating:
         Returns:
             Whether they are finite. If not, the sum means nothing any more.
         """
-        if self._compiled is None:
-            return self._add_by_parts(start, data, weight, others, spans)
         bad = [call() for calls in self.calls(start, data, weight, others, spans) for call in calls]
         return not any(bad)
-
-    @property
-    def has_calls(self) -> bool:
-        """Whether elements can be added by calls that others make."""
-        return self._compiled is not None
 
     def calls(
         self, start: int, data: Array, weight: float, others: int, spans: int | None = None, threads: int = 1
@@ -97,20 +88,27 @@ class Accumulating:
         Args:
             threads: that make calls of one list at the same time, when those of the list before are made.
         """
-        assert self._compiled is not None
         # What this contribution has passed over may be complete.
         self.sum_to(min(start, others), spans)
         compiled, calls = self._compiled, list[list[Call]]()
+        way = compiled or self._plain
         for low, high, reached in self._reached.add(start, start + data.size):
             part, middle = data[low - start : high - start], low
-            if compiled.sums and self._summed == low:
+            if self._sums_at_once(low):
                 middle = max(low, min(high, others))
             if low < middle:
-                calls += compiled.add(low, part[: middle - low], weight, reached, complete=True, threads=threads)
-                self._summed = middle
+                calls += way.add(low, part[: middle - low], weight, reached, complete=True, threads=threads)
+                if compiled:
+                    self._summed = middle
             if middle < high:
-                calls += compiled.add(middle, part[middle - low :], weight, reached, complete=False, threads=threads)
+                calls += way.add(middle, part[middle - low :], weight, reached, complete=False, threads=threads)
         return calls
+
+    def _sums_at_once(self, place: int) -> bool:
+        """Whether what is complete from a place on is summed as it comes."""
+        if self._compiled is None:
+            return self._summing is not None
+        return self._compiled.sums and self._summed == place
 
     def sum_to(self, frontier: int, spans: int | None = None) -> bool:
         """Sum what is complete and has not been summed.
@@ -124,19 +122,20 @@ class Accumulating:
         """
         if self._summing is None:
             return False
-        enough = len(self._spans) if spans is None else min(self._next + spans, len(self._spans))
+        left = len(self._spans) if spans is None else spans
         with np.errstate(all="ignore"):
-            while self._next < enough:
+            while self._next < len(self._spans) and (left or self._plain.has(self._next)):
                 span = self._spans[self._next]
                 if self._compiled is not None and self._compiled.sums:
                     low, high = max(span.start, self._summed), min(span.stop, frontier)
                     if low < high:
                         self._compiled.sum(low, high)
                         self._summed = high
-                elif span.stop <= frontier:
-                    self._summing.add(span, self._accumulator[span.start : span.stop])
                 if span.stop > frontier:
                     break
+                left -= not self._plain.has(self._next)
+                if self._compiled is None or not self._compiled.sums:
+                    self._plain.sum(self._next)
                 self._next += 1
         if self._next < len(self._spans):
             self._summed = max(self._summed, min(frontier, self._spans[self._next].start))
@@ -149,28 +148,6 @@ class Accumulating:
             self._compiled.finish(self._summing)
         self._summing.finish()
         return self._summing
-
-    def _add_by_parts(self, start: int, data: Array, weight: float, others: int, spans: int | None) -> bool:
-        with np.errstate(all="ignore"):
-            for at in range(0, data.size, _ELEMENTS_AT_ONCE):
-                part, low = data[at : at + _ELEMENTS_AT_ONCE], start + at
-                if not _is_finite(part):
-                    return False
-                self._merge(low, part, weight)
-                self.sum_to(min(low + part.size, others), spans)
-        return True
-
-    def _merge(self, start: int, data: Array, weight: float) -> None:
-        for low, high, reached in self._reached.add(start, start + data.size):
-            part, target = data[low - start : high - start], self._accumulator[low:high]
-            if not reached and weight == 1.0:
-                np.copyto(target, part)
-            elif not reached:
-                np.multiply(part, weight, out=target)
-            elif weight == 1.0:
-                target += part
-            else:
-                target += part * weight
 
 
 class _Compiled:
@@ -272,8 +249,3 @@ class _Compiled:
 
 def _made(function: Any, arguments: tuple[int, ...], _: object) -> bool:
     return bool(function(*arguments))
-
-
-def _is_finite(data: Array) -> bool:
-    """Whether all elements are finite: the sum of squares tells nearly always, and costs a fifth of looking at each."""
-    return bool(math.isfinite(np.dot(data, data)) or np.isfinite(data).all())

@@ -98,8 +98,9 @@ class Step:
                 else:
                     p = self._arena.parameters[span.start : span.stop]
                     update.kernel(update.constants, [p, self._total(span), *self._buffers(span)])
-                (spare,) = self._scratch.rows(1, span.stop - span.start)
-                self._averaging.add(span.start, span.stop, spare)
+                if self._averaging.counts:
+                    (spare,) = self._scratch.rows(1, span.stop - span.start)
+                    self._averaging.add(span.start, span.stop, spare)
 
     @property
     def compiles(self) -> bool:
@@ -123,7 +124,7 @@ class Step:
         return [(kernel, np.array(rows, np.int64)) for kernel, rows in swept]
 
     def overwritten(self, span: Span) -> list[Array]:
-        """What a kernel overwrites, in the order in which it keeps it."""
+        """What an update of a span overwrites, in the order in which a kernel keeps it."""
         return [self._arena.parameters[span.start : span.stop], *self._buffers(span)]
 
     def advance(self, spans: Sequence[Span]) -> None:
@@ -194,8 +195,13 @@ class Step:
         return self._arena.accumulator[span.start : span.stop]
 
     def _buffers(self, span: Span) -> tuple[Array, ...]:
-        places, buffers = self._arena.piece.groups[span.group].places(span), self._arena.buffers[span.group]
-        return tuple(buffers[i][places[i]] for i in self._groups[span.group].chosen)
+        piece, buffers = self._arena.piece.groups[span.group], self._arena.buffers[span.group]
+        chosen = self._groups[span.group].chosen
+        if piece.rule.reach is Reach.WHOLE:
+            places = piece.places(span)
+            return tuple([buffers[i][places[i]] for i in chosen])
+        start, stop = span.start - piece.start, span.stop - piece.start
+        return tuple([buffers[i][start:stop] for i in chosen])
 
 
 def _in_step(rule: Rule, rates: round_pb2.GroupRates, scale: float) -> _Group:

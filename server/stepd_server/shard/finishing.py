@@ -260,7 +260,9 @@ class Finishing:
     def _overwritten(self, unit: Unit) -> list[Array]:
         assert self._step is not None
         arena, changed = self._arena, list[Array]()
-        if unit.spans:
+        if len(unit.spans) == 1:
+            changed = self._step.overwritten(unit.spans[0])
+        elif unit.spans:
             first, last = unit.spans[0], unit.spans[-1]
             places = arena.piece.groups[first.group].stretches(first, last)
             changed.append(arena.parameters[unit.start : unit.stop])

@@ -186,7 +186,7 @@ class Gathering:
         self.added(contribution, data, finite=finite)
 
     def adding(self, contribution: Contribution, data: Array, threads: int) -> list[list[Call]] | None:
-        """Calls that add the contribution's next elements; None if there are none, and `add` is to be used.
+        """Calls that add the contribution's next elements; None if they go to several places, and `add` is to be used.
 
         When they are made `added` is to be told; nothing else is added or summed before.
 
@@ -194,7 +194,7 @@ class Gathering:
             threads: that make calls of one list at the same time, when those of the list before are made.
         """
         parts = list(self._parts(contribution, data))
-        if not self._sum.has_calls or len(parts) != 1:
+        if len(parts) != 1:
             return None
         ((start, part, others),) = parts
         return self._sum.calls(start, part, contribution.weight, others, _SPANS_AT_ONCE, threads)
@@ -291,7 +291,7 @@ class Gathering:
         group_p = tuple(
             clip_norm_type(g.clip) if g.clip.HasField("max_norm") else None for g in self._piece.spec.groups
         )
-        summing = Summing(self._piece.dtype, self.shaping, clip_norm_type(self._clip), group_p)
+        summing = Summing(self.shaping, clip_norm_type(self._clip), group_p)
         self._sum.begin_sums(self.spans, summing)
 
     def _sum_complete(self) -> bool:

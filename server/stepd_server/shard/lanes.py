@@ -15,6 +15,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from stepd.rules.base import Array
+
 Doubles = np.ndarray[Any, np.dtype[np.float64]]
 Places = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -43,6 +45,21 @@ def block_sums(terms: Doubles, blocks: Places) -> Doubles:
     )
 
 
+def block_squares(values: Array, blocks: Places, room: Doubles) -> Doubles:
+    """The sum of squares of each block.
+
+    Args:
+        values: of the blocks, laid end to end.
+        blocks: where each begins.
+        room: as long; overwritten.
+    """
+    np.copyto(room, values)
+    if len(blocks) == 1 and values.dtype == np.float32:
+        return fold(_deal_squares(room))
+    np.multiply(room, room, out=room)
+    return block_sums(room, blocks)
+
+
 def fold(lanes: Doubles) -> Doubles:
     """The sum of each row of lanes."""
     while lanes.shape[1] > 1:
@@ -59,6 +76,21 @@ def _deal(terms: Doubles) -> Doubles:
         # Row after row: NumPy goes along the rows, whose elements are neighbours, and adds each to what it has.
         np.add.reduce(terms[:full].reshape(-1, LANES), axis=0, out=lanes[0])
     lanes[0, : terms.size - full] += terms[full:]
+    return lanes
+
+
+def _deal_squares(values: Doubles) -> Doubles:
+    """The lanes of the squares of one block of what were single floats.
+
+    Their squares are doubles without rounding, so it does not matter whether a processor rounds between squaring and
+    adding; and einsum goes along the rows as `_deal` does, without a pass for the squares.
+    """
+    lanes = np.zeros((1, LANES))
+    full = values.size // LANES * LANES
+    if full:
+        rows = values[:full].reshape(-1, LANES)
+        np.einsum("ij,ij->j", rows, rows, out=lanes[0])
+    lanes[0, : values.size - full] += values[full:] ** 2
     return lanes
 
 

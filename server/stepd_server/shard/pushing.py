@@ -8,10 +8,9 @@ from typing import Final
 
 from stepd import wire
 from stepd.errors import InvalidArgument
-from stepd.limits import CHUNK_BYTES, CHUNK_BYTES_MAX, SHARED_BYTES_TAKEN
+from stepd.limits import CHUNK_BYTES_MAX, SHARED_BYTES_TAKEN
 from stepd.rules.base import Array
 from stepd.v1 import round_pb2, shard_pb2
-from stepd_server.kernels.arriving import loops
 from stepd_server.shard.accumulating import Call
 from stepd_server.shard.counted import Receipt
 from stepd_server.shard.gathering import Contribution, Gathering, as_array, check_ranges, restarted
@@ -28,12 +27,6 @@ _ELEMENTS_AT_ONCE: Final = 1 << 19
 
 class Pushing(Pulling):
     """A run's piece as those see it who contribute to its rounds. What carries the rounds out is in run.py."""
-
-    @property
-    def taken_at_once(self) -> int:
-        """Bytes of a contribution in shared memory that are added at once."""
-        piece = self.arena.piece
-        return SHARED_BYTES_TAKEN if loops(piece.dtype, piece.size) else CHUNK_BYTES
 
     async def push(self, header: shard_pb2.PushHeader, chunks: AsyncIterator[wire.Chunk]) -> shard_pb2.PushResponse:
         """Take one contribution."""

@@ -33,10 +33,16 @@ class Scratch:
             1, max((_needed(piece, g) for g in range(len(piece.groups))), default=0), piece.dtype
         )
 
+        self._known: tuple[int, int, list[Array]] = (0, 0, [])
+
     def rows(self, count: int, size: int) -> list[Array]:
         """So many arrays of so many elements. The same memory in every call; content means nothing."""
-        columns = _padded(size, self._dtype)
-        return [self._memory[0, row * columns : row * columns + size] for row in range(count)]
+        if self._known[:2] != (count, size):
+            columns = _padded(size, self._dtype)
+            rows: list[Array] = [self._memory[0, row * columns : row * columns + size] for row in range(count)]
+            # Of neighbours most have one size.
+            self._known = (count, size, rows)
+        return self._known[2]
 
 
 def _needed(piece: Piece, index: int) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 
 from stepd import at_once, encodings, wire
 from stepd.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from stepd.limits import SHARED_BYTES_TAKEN
 from stepd.rules.base import Array
 from stepd.v1 import coordinator_pb2, shard_control_pb2, shard_control_pb2_grpc, shard_pb2
 from stepd_server.metrics.catalogue import Sample
@@ -319,7 +320,7 @@ async def _contributed(
         if isinstance(message, wire.Chunk):
             yield message
         elif isinstance(message, shard_pb2.SharedChunk):
-            for chunk in parts(message, memory(), run.taken_at_once):
+            for chunk in parts(message, memory(), SHARED_BYTES_TAKEN):
                 traffic.read += len(chunk.data)
                 yield chunk
                 await asyncio.sleep(0)  # nothing is waited for here, and others want their turn

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from stepd.limits import BLOCK_ELEMENTS
 from stepd.rules.base import Array
 from stepd.v1 import round_pb2, run_pb2
 from stepd_server.exact import ExactSum
-from stepd_server.shard.lanes import Doubles, block_sums
+from stepd_server.shard.lanes import Doubles, block_squares, block_sums
 from stepd_server.shard.plan import Span
 from stepd_server.shard.scratch import aligned_empty
 
@@ -64,6 +64,18 @@ class NormPart:
         return round_pb2.NormPart(powers=self.powers.to_proto())
 
 
+class Room:
+    """What sums of spans are made in: one thread's."""
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        (self.shaped,) = aligned_empty(1, BLOCK_ELEMENTS, dtype)
+        (self.wide,) = aligned_empty(1, BLOCK_ELEMENTS, np.dtype(np.float64))
+
+
+# By norm, what a span adds to it: powers by block, or the largest element of a maximum norm. None: it is not finite.
+Found: TypeAlias = list[Doubles | float | None]
+
+
 class Summing:
     """Sums over spans as they are completed.
 
@@ -71,26 +83,38 @@ class Summing:
     doubles are added exactly. So the norm has the same bits however the run is divided.
     """
 
-    def __init__(self, dtype: np.dtype[Any], shaping: Shaping, run_p: float, group_p: tuple[float | None, ...]) -> None:
+    def __init__(self, shaping: Shaping, run_p: float, group_p: tuple[float | None, ...]) -> None:
         self.shaping = shaping
         self.run_norms = [NormPart(run_p) for _ in group_p]
         self.group_norms = [None if p is None else NormPart(p) for p in group_p]
         # A sum of finite contributions was not finite.
         self.overflow = False
         self._terms: dict[int, tuple[NormPart, list[Doubles]]] = {}
-        (self._shaped,) = aligned_empty(1, BLOCK_ELEMENTS, dtype)
-        (self._wide,) = aligned_empty(1, BLOCK_ELEMENTS, np.dtype(np.float64))
 
     @property
     def squares(self) -> bool:
         """Whether all that is wanted are sums of squares."""
         return all(norm is None or norm.p == 2.0 for norm in (*self.run_norms, *self.group_norms))
 
-    def add(self, span: Span, total: Array) -> None:
-        """Take in a span of the sum of all contributions."""
-        g = self.shaping.measured(total, span.group, self._shaped[: total.size])
-        for norm in self._norms(span.group):
-            self._add(norm, span, g)
+    def tells_finite(self, span: Span) -> bool:
+        """Whether what is found of a span is finite only if all its elements are."""
+        return self.shaping.limits[span.group] == math.inf
+
+    def measure(self, span: Span, total: Array, room: Room) -> Found:
+        """What a span of the sum of all contributions adds. Changes nothing here."""
+        g = self.shaping.measured(total, span.group, room.shaped[: total.size])
+        unit = self.shaping.unit(span.group)
+        return [_measured(norm.p, unit, span, g, room.wide[: g.size]) for norm in self._norms(span.group)]
+
+    def take_in(self, span: Span, found: Found) -> None:
+        """Take in what was found of a span."""
+        for norm, part in zip(self._norms(span.group), found, strict=True):
+            if part is None:
+                self.overflow = True
+            elif isinstance(part, float):
+                norm.maximum = max(norm.maximum, part)
+            else:
+                self._collect(norm, span.group, part)
 
     def take(self, group: int, squares: Doubles, block: Callable[[int], Array]) -> None:
         """Take in the sums of squares of blocks of one group.
@@ -112,28 +136,6 @@ class Summing:
         own = self.group_norms[group]
         return [self.run_norms[group]] if own is None else [self.run_norms[group], own]
 
-    def _add(self, norm: NormPart, span: Span, g: Array) -> None:
-        wide = self._wide[: g.size]
-        np.copyto(wide, g)
-        if norm.p == math.inf:
-            largest = float(np.abs(wide, out=wide).max()) * self.shaping.unit(span.group)
-            if math.isfinite(largest):
-                norm.maximum = max(norm.maximum, largest)
-            else:
-                self.overflow = True
-            return
-        if norm.p == 2.0:
-            np.multiply(wide, wide, out=wide)
-        else:
-            np.abs(wide, out=wide)
-            if norm.p != 1.0:
-                np.power(wide, norm.p, out=wide)
-        terms = block_sums(wide, span.blocks)
-        if not np.isfinite(terms).all() and not np.isfinite(g).all():
-            self.overflow = True
-            return
-        self._collect(norm, span.group, terms)
-
     def _collect(self, norm: NormPart, group: int, terms: Doubles) -> None:
         terms = terms * self.shaping.unit(group) ** norm.p
         # Adding exactly has a cost for each call: collect, and add once at the end.
@@ -144,6 +146,21 @@ class Summing:
         for norm, terms in self._terms.values():
             norm.powers.add_array(np.concatenate(terms))
         self._terms.clear()
+
+
+def _measured(p: float, unit: float, span: Span, g: Array, wide: Doubles) -> Doubles | float | None:
+    if p == 2.0:
+        terms = block_squares(g, span.blocks, wide)
+    else:
+        np.copyto(wide, g)
+        np.abs(wide, out=wide)
+        if p == math.inf:
+            largest = float(wide.max()) * unit
+            return largest if math.isfinite(largest) else None
+        if p != 1.0:
+            np.power(wide, p, out=wide)
+        terms = block_sums(wide, span.blocks)
+    return None if not np.isfinite(terms).all() and not np.isfinite(g).all() else terms
 
 
 def clip_norm_type(clip: run_pb2.ClipSpec) -> float:
