@@ -156,8 +156,6 @@ class Contribution:
                 word = "quarantined"
             elif self.sender in decision.late:
                 word = "late"
-            elif word == "late" and self.sender in decision.members:
-                word = "accepted"  # the round was closed without it, and then gathered again
         return Receipt(word, max((receipt.step for receipt in self.receipts.values()), default=0), self.round)
 
 

@@ -70,7 +70,7 @@ class Exchange:
         return await self._guarded(self._step(contribution, picture, regions))
 
     async def push(self, contribution: Contribution) -> Receipt:
-        """Send, and wait for the receipts only."""
+        """Send, and wait for the receipts only; in turn, until it is known that it counts."""
         return await self._guarded(self._push(contribution))
 
     async def pull(self, picture: Picture, regions: Sequence[Array]) -> None:
@@ -132,7 +132,8 @@ class Exchange:
         await self._decide_held()
         self._begin(contribution)
         await self._carry(contribution)
-        return contribution.receipt()
+        # Should its round start over, another's turn may come first, and this may be too old after it.
+        return contribution.receipt(await self._decide_held() if contribution.in_turn else None)
 
     async def _pull(self, picture: Picture, regions: Sequence[Array]) -> None:
         if self._held is None:
@@ -149,15 +150,15 @@ class Exchange:
                 (headers,) = await together((now,), self._guards())
                 return headers
 
-    async def _decide_held(self) -> None:
+    async def _decide_held(self) -> round_pb2.Decision | None:
         """Rounds are decided one after another: the one before must be before there is a place in the next."""
-        if self._held is not None and self._held.over and self._held.round < 0:
-            self._held = None  # no round took it
-        elif self._held is not None:
-            headers, decision = await self._outcome(self._held)
+        held, decision = self._held, None
+        if held is not None and not (held.over and held.round < 0):  # or else no round took it
+            headers, decision = await self._outcome(held)
             self._went_on(headers)
-            self._check_outcome(self._held, decision)
-            self._held = None
+            self._check_outcome(held, decision)
+        self._held = None
+        return decision
 
     def _begin(self, contribution: Contribution) -> None:
         self._sequence += 1

@@ -109,7 +109,8 @@ class Worker:
     def push(self, grads: Mapping[str, Any], *, weight: float = 1.0) -> Receipt:
         """Send a contribution without waiting for its step. The arrays may be changed afterwards.
 
-        In runs that take contributions in turn (`Async`, `BoundedStaleness`) it waits for its turn.
+        In runs that take contributions in turn (`Async`, `BoundedStaleness`) it waits for its turn, and then for what
+        becomes of it; in any run for that, if the round is closed without it.
 
         Args:
             grads: name to gradient; may leave parameters out.

@@ -122,6 +122,8 @@ _END: Final = object()
 class Call:
     """A call under way, on both sides."""
 
+    serialize: Any = None
+
     def __init__(self, channel: Channel, path: str, timeout: float | None, *, twin: Call | None = None) -> None:
         """Args:
         twin: the call whose requests these are, once more.
@@ -174,13 +176,14 @@ class Call:
         status = _OK
         try:
             if handler.request_streaming:
-                request: Any = self._incoming()
+                request: Any = self._incoming(handler.request_deserializer)
             else:
                 request = await self.requests.get()
                 if handler.request_deserializer:
                     request = handler.request_deserializer(request)
             if handler.response_streaming:
-                async for message in handler.unary_stream(request, context):
+                behaviour = handler.stream_stream if handler.request_streaming else handler.unary_stream
+                async for message in behaviour(request, context):
                     if self.answers.full:
                         await self.answers.room()
                     self._answer(handler, message)
@@ -200,10 +203,10 @@ class Call:
         serialize = handler.response_serializer
         self.answers.send(serialize(message) if serialize else bytes(message))
 
-    async def _incoming(self) -> AsyncIterator[bytes]:
+    async def _incoming(self, deserialize: Any) -> AsyncIterator[Any]:
         requests = self.requests
         while (item := requests.take() if requests.items else await requests.get()) is not _END:
-            yield item
+            yield deserialize(item) if deserialize else item
 
     def drop_handler(self) -> None:
         """The caller is gone, as far as the server can see."""
@@ -289,7 +292,7 @@ class Call:
 
     # --- As grpc.aio has it ---------------------------------------------------------------------------------------
 
-    async def write(self, raw: bytes) -> None:
+    async def write(self, message: Any) -> None:
         if self.status is not None:
             raise asyncio.InvalidStateError("RPC already finished.")
         if self.requests.full:
@@ -297,7 +300,7 @@ class Call:
         if self.status is not None:
             self.raise_status()
             raise asyncio.InvalidStateError("RPC already finished.")
-        self.sent.append(bytes(raw))
+        self.sent.append(self.serialize(message) if self.serialize else bytes(message))
         self.requests.send(self.sent[-1])
 
     async def done_writing(self) -> None:

@@ -178,14 +178,10 @@ def _known(members: Iterable[Member]) -> set[tuple[str, int]]:
 
 def _kept_in_turn(world: World) -> list[str]:
     counted = {key for decision in world.course.decisions for key, _ in keys_of(decision)}
-    latest: dict[tuple[str, int], int] = {}
-    for worker, incarnation, _, sequence in counted:
-        latest[worker, incarnation] = max(sequence, latest.get((worker, incarnation), 0))
     return [
-        f"{answer}, its worker stayed, and it was not counted"
+        f"{answer}, and it was not counted"
         for answer in world.answers
-        if answer.status == "accepted" and latest.get(answer.member, 0) > answer.sequence
-        if (*answer.member, -1, answer.sequence) not in counted
+        if answer.status == "accepted" and (*answer.member, -1, answer.sequence) not in counted
     ]
 
 

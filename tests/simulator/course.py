@@ -22,6 +22,8 @@ class Course:
     def __init__(self, problem: Callable[[str], None], note: Callable[..., None]) -> None:
         self.records: list[RunRecord | Decision] = []
         self.deleted = False
+        # What was to be recorded last, whether it is or not.
+        self._written: Decision | None = None
         self._problem = problem
         self._note = note
 
@@ -44,6 +46,7 @@ class Course:
         write_decision, write_record = RunStore.write_decision, RunStore.write_record
 
         def decision_written(store: RunStore, decision: Decision, *standings: Any) -> None:
+            self._written = decision
             write_decision(store, decision, *standings)
             self.decided(decision)
 
@@ -93,13 +96,15 @@ class Course:
                 self.described_as(record)
         found = RunStore(path).last_decision
         if found is not None:
-            self.decided(found)
+            # What contributions were multiplied by is not on file, for shards know: it is what was to be recorded.
+            own = self._written
+            self.decided(own if own is not None and _is_same(found, own) else found)
         elif self.last is not None and not self.deleted:
             self._problem("the coordinator has forgotten its decisions")
 
 
 def _is_same(one: Decision, other: Decision) -> bool:
-    """By their texts, for a NaN is not itself. What contributions were multiplied by is not on file: shards know."""
+    """By their texts, for a NaN is not itself; but for what contributions were multiplied by, which is not on file."""
     return str(replace(one, counted=())) == str(replace(other, counted=())) and [
         selected[:2] for selected in one.counted
     ] == [selected[:2] for selected in other.counted]

@@ -229,15 +229,16 @@ def what_has_begun_on_some_shards_only_is_left_out(patch: pytest.MonkeyPatch) ->
     patch.setattr(Closing, "begun_anywhere", everywhere)
 
 
-@mutant("quorum", 22)
+@mutant("quorum", 13)
 def who_is_late_is_told_that_it_counts(patch: pytest.MonkeyPatch) -> None:
-    fate = Gathering.fate
+    fate = ShardRun._fate
 
-    def kind(self: Gathering, header: Any) -> Any:
-        status = fate(self, header)
-        return shard_pb2.RECEIPT_STATUS_DUPLICATE if status == shard_pb2.RECEIPT_STATUS_LATE else status
+    def kind(self: ShardRun, header: Any) -> Any:
+        receipt = fate(self, header)
+        late = receipt is not None and receipt.status == shard_pb2.RECEIPT_STATUS_LATE
+        return receipt._replace(status=shard_pb2.RECEIPT_STATUS_DUPLICATE) if receipt and late else receipt
 
-    patch.setattr(Gathering, "fate", kind)
+    patch.setattr(ShardRun, "_fate", kind)
     patch.setattr(Contribution, "is_in_doubt", lambda *_: False)
     patch.setattr(Contribution, "receipt", _as_the_shards_say)
 

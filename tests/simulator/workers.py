@@ -43,7 +43,7 @@ class Answer:
     Attributes:
         member: (name, incarnation).
         sequence: counts the contributions of the membership.
-        decided: it was told together with the step's result.
+        decided: it was told when its round was decided, and is the last word.
     """
 
     member: tuple[str, int]
@@ -262,7 +262,7 @@ class _Loop:
     async def _push_only(self) -> None:
         contribution = self._contribution()
         receipt = await self._exchange.push(contribution)
-        self._answer(receipt, contribution, decided=False)
+        self._answer(receipt, contribution, decided=contribution.in_turn)
         self._world.note("pushes", self._host.name, receipt)
 
     async def _push(self) -> None:

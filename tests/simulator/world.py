@@ -260,6 +260,7 @@ class World:
             self.reader.start()
         await self._until_done()
         if not self.lost and not self.problems:
+            await self._until_calm()
             try:
                 await asyncio.wait_for(owner.start(self._look(session)), PATIENCE_S)
             except (StepdError, TimeoutError) as error:
@@ -278,6 +279,12 @@ class World:
                     if not worker.done and not worker.gone:
                         self.problem(f"{worker.name} hangs in {worker.call} since {worker.waits_since}")
                 return
+
+    async def _until_calm(self) -> None:
+        """Nobody may be left whose messages faults would come with."""
+        self.loop.call_later(ROUGH_S, self.weather.give_up)
+        while not self.weather.calm:  # noqa: ASYNC110 (time makes it calm)
+            await asyncio.sleep(_LOOK_S)
 
     async def _create(self, session: WorldSession) -> None:
         scenario = self.scenario
@@ -298,8 +305,6 @@ class World:
         self.spec, self.layout = await create(session, spec, self.masters)
 
     async def _look(self, session: WorldSession) -> None:
-        while not self.weather.calm:  # noqa: ASYNC110 (time makes it calm)
-            await asyncio.sleep(_LOOK_S)
         if self.deleted:
             await self._look_after_deletion(session)
             return

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
 import stepd
+from stepd.errors import Aborted
 from stepd.v1 import round_pb2, shard_pb2
 from tests.patience import PATIENCE_S
 from tests.unit.fake_fleet import SIZE, FakeFleet, decided, receipt
@@ -73,3 +75,28 @@ def test_who_has_missed_rounds_asks_the_shards_what_became_of_its_own(
     assert worker.step(GRAD).receipt.status == word
     assert next(answers, None) is None
     assert worker.step(GRAD).receipt.round == 4
+
+
+def test_in_turn_a_push_knows_what_became_of_it(fleet: FakeFleet, worker: stepd.Worker) -> None:
+    """Every shard had it, the round started over, another's turn came first: now it is too old."""
+
+    def push(header: shard_pb2.PushHeader) -> shard_pb2.PushResponse:
+        if header.HasField("id"):
+            return shard_pb2.PushResponse(status=ACCEPTED, id=header.id, in_turn=True)
+        headers.append(header)
+        if len(headers) <= len(fleet.shards):
+            return shard_pb2.PushResponse(status=ACCEPTED, id=round_pb2.RoundId(round=1), in_turn=True)
+        return shard_pb2.PushResponse(status=shard_pb2.RECEIPT_STATUS_STALE, in_turn=True)
+
+    def pull(request: shard_pb2.PullRequest) -> Any:
+        if request.round == 1:
+            return Aborted("again", reason="ROUND_RESTARTED", round=1, attempt=1, in_turn="1")
+        return decided(request.round), 0.0
+
+    headers: list[shard_pb2.PushHeader] = []
+    for shard in fleet.shards:
+        shard.push, shard.pull = push, pull
+    assert worker.step(GRAD).receipt.counts
+    receipt = worker.push(GRAD)
+    assert (receipt.status, receipt.counts, receipt.round) == ("stale", False, -1)
+    assert [header.sequence for header in headers] == [2] * 2 * len(fleet.shards)

@@ -94,8 +94,8 @@ def test_readers_of_one_version_share_its_messages(tmp_path: Path, monkeypatch: 
     run(scenario)
 
 
-def test_a_contribution_from_outside_the_round_is_late(tmp_path: Path) -> None:
-    """A stranger, an older incarnation, and a round long over."""
+def test_a_contribution_from_outside_the_round_is_late_when_that_is_decided(tmp_path: Path) -> None:
+    """A stranger, and an older incarnation; a round long over."""
 
     async def scenario() -> None:
         fleet = Fleet(tmp_path, arrays(0))
@@ -103,11 +103,38 @@ def test_a_contribution_from_outside_the_round_is_late(tmp_path: Path) -> None:
         await fleet.step(arrays(1))
         gathered = asyncio.create_task(fleet.gather((0,), round=1))
         await asyncio.sleep(0)
-        assert {r.status for r in await fleet.push(arrays(1), 5, round=1)} == {shard_pb2.RECEIPT_STATUS_LATE}
         old = shard_pb2.PushHeader(run="run", member=member(0, 0), id=round_pb2.RoundId(round=1), weight=1.0)
-        assert (await fleet.shards[0].push(old, chunks(np.empty(0)))).status == shard_pb2.RECEIPT_STATUS_LATE
+        stranger = asyncio.create_task(fleet.push(arrays(1), 5, round=1))
+        older = asyncio.create_task(fleet.shards[0].push(old, chunks(np.empty(0))))
         await fleet.push(arrays(1), 0, round=1)
         await gathered
+        assert not stranger.done()
+        assert not older.done()
+        await fleet.finish(apply(1))
+        receipts = [*await stranger, await older, *await fleet.push(arrays(1), 5, round=0)]
+        assert {receipt.status for receipt in receipts} == {shard_pb2.RECEIPT_STATUS_LATE}
+
+    run(scenario)
+
+
+def test_a_round_that_starts_over_may_take_what_it_was_closed_without(tmp_path: Path) -> None:
+    """Nobody has been told that it is late."""
+
+    async def scenario() -> None:
+        fleet = Fleet(tmp_path, arrays(0))
+        await fleet.start()
+        first = asyncio.create_task(fleet.gather((0,)))
+        await asyncio.sleep(0)
+        slow = asyncio.create_task(fleet.push(arrays(2), 1))
+        await fleet.push(arrays(1), 0)
+        await first
+        again = asyncio.create_task(fleet.gather((0, 1), attempt=1))
+        with pytest.raises(Aborted, match="gathered again as attempt 1"):
+            await slow
+        for rank in (0, 1):
+            (receipt,) = await fleet.push(arrays(1 + rank), rank, attempt=1)
+            assert receipt.status == shard_pb2.RECEIPT_STATUS_ACCEPTED
+        await again
 
     run(scenario)
 

@@ -38,7 +38,8 @@ class Loops:
         # Functions live as long as their engines.
         self._made: dict[Form, tuple[Any, Any]] = {}
         self._ready = Event()
-        Thread(target=self._prepare, name="compile").start()
+        self._preparing = Thread(target=self._prepare, name="compile")
+        self._preparing.start()
 
     @property
     def ready(self) -> bool:
@@ -46,8 +47,8 @@ class Loops:
         return self._ready.is_set()
 
     def wait(self) -> None:
-        """Return when it is."""
-        self._ready.wait()
+        """Return when it is, or when it cannot be had."""
+        self._preparing.join()
 
     def __getitem__(self, form: tuple[bool, bool, bool, bool, bool]) -> Any:
         """The function for what arrives, weighted, reached, complete, limited: see `Form`."""

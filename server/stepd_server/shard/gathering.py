@@ -78,7 +78,7 @@ class Gathering:
         piece: Piece,
         accumulator: Array,
         updates: Counts,
-        request: shard_control_pb2.GatherRoundRequest,
+        request: shard_control_pb2.RoundToGather,
         loops: Loops | None = None,
         earlier: shard_control_pb2.EarlierAttempts | None = None,
     ) -> None:
@@ -144,8 +144,10 @@ class Gathering:
             return refused.status if refused and header.sequence <= refused.name.sequence else None
         contribution = self.contributions.get(key)
         if contribution is None:
-            outside = shard_pb2.RECEIPT_STATUS_QUARANTINED if key in self.quarantined else None
-            return outside or shard_pb2.RECEIPT_STATUS_LATE
+            if key in self.quarantined:
+                return shard_pb2.RECEIPT_STATUS_QUARANTINED
+            # What is for this very round is late when that is decided: until then it may start over with it.
+            return None if header.HasField("id") else shard_pb2.RECEIPT_STATUS_LATE
         waits = self.closed and not self._final and contribution.track is None
         return None if waits else shard_pb2.RECEIPT_STATUS_ACCEPTED
 

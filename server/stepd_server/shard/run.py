@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
+from threading import Thread
 from typing import Final
 
 from stepd import wire
@@ -12,7 +13,8 @@ from stepd.errors import Aborted, FailedPrecondition, InvalidArgument, Unavailab
 from stepd.limits import WAIT_S
 from stepd.v1 import round_pb2, shard_control_pb2
 from stepd_server.kernels.arriving import loops
-from stepd_server.kernels.updates import prepare
+from stepd_server.kernels.ready import compile_for
+from stepd_server.kernels.updates import wanted
 from stepd_server.shard.applying import Step, without_norms
 from stepd_server.shard.arena import Arena
 from stepd_server.shard.extending import Extension
@@ -21,6 +23,7 @@ from stepd_server.shard.gathering import Gathering, restarted
 from stepd_server.shard.holding import Telling
 from stepd_server.shard.loading import lacking, load
 from stepd_server.shard.measuring import Measuring
+from stepd_server.shard.plan import Piece
 from stepd_server.shard.pushing import Pushing
 from stepd_server.shard.scratch import Scratch
 from stepd_server.shard.sums import clip_limit
@@ -31,6 +34,18 @@ log = logging.getLogger(__name__)
 # A step that breaks off, as when there is no memory, is gone on with after these; then the run is lost here until the
 # process starts again.
 _PAUSES_S: Final = (0.1, 1.0)
+
+
+def have_kernels(piece: Piece) -> None:
+    """Compile what the first steps of a run take, if that is worth it and not done yet."""
+    limits = [clip_limit(piece.spec.clip, group.clip) for group in piece.spec.groups]
+    # Nothing of a small group is ever large enough for a kernel.
+    large = [
+        (group.rule, limit)
+        for group, limit in zip(piece.groups, limits, strict=True)
+        if wanted(group.stop - group.start)
+    ]
+    compile_for(large, piece.dtype, piece.size)
 
 
 class ShardRun(Pushing):
@@ -46,12 +61,9 @@ class ShardRun(Pushing):
         self._take_up()
 
     def _prepare_kernels(self) -> None:
-        """Have them be there when the first contribution comes."""
-        piece = self.arena.piece
-        loops(piece.dtype, piece.size)
-        limits = [clip_limit(piece.spec.clip, group.clip) for group in piece.spec.groups]
-        rules = [group.rule for group in piece.groups]
-        prepare(list(zip(rules, limits, strict=True)), piece.dtype, piece.size)
+        """Have them be there when the first contribution comes; until they are, NumPy does the same."""
+        if wanted(self.arena.piece.size):
+            Thread(target=have_kernels, args=(self.arena.piece,), name="compile").start()
 
     def _take_up(self) -> None:
         """Go on where an earlier process stood: a step that was under way is finished before anybody is answered."""
@@ -86,8 +98,8 @@ class ShardRun(Pushing):
     # --- Rounds -------------------------------------------------------------------------------------------------
 
     async def gather(
-        self, request: shard_control_pb2.GatherRoundRequest
-    ) -> AsyncGenerator[shard_control_pb2.GatherRoundResponse, None]:
+        self, request: shard_control_pb2.RoundToGather
+    ) -> AsyncGenerator[shard_control_pb2.RoundProgress, None]:
         """Open an attempt, or look on if it is open; tell what arrives, and at last the sums."""
         id = (request.id.round, request.id.attempt)
         await self._until_ready(*id)
@@ -119,7 +131,7 @@ class ShardRun(Pushing):
                     self._counted.expect(id[0], gathering.sequences(for_any_round=True))
                 if not sums.nonfinite:
                     self.arena.gathered.write(gathering.gathered)
-                yield shard_control_pb2.GatherRoundResponse(sums=sums)
+                yield shard_control_pb2.RoundProgress(sums=sums)
                 return
             await self._changed.until(
                 lambda: self._check_alive() and (self._gathering is not gathering or telling.has_news)

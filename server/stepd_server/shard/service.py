@@ -18,13 +18,14 @@ from stepd.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound,
 from stepd.limits import SHARED_BYTES_TAKEN
 from stepd.rules.base import Array
 from stepd.v1 import coordinator_pb2, shard_control_pb2, shard_control_pb2_grpc, shard_pb2
+from stepd_server.kernels.updates import wanted
 from stepd_server.metrics.catalogue import Sample
 from stepd_server.shard import metrics
 from stepd_server.shard.arena import Arena, read_prepared
 from stepd_server.shard.extending import Extension, no_extension, restore
 from stepd_server.shard.gathering import key_of
 from stepd_server.shard.plan import Piece
-from stepd_server.shard.run import ShardRun
+from stepd_server.shard.run import ShardRun, have_kernels
 from stepd_server.shard.sharing import parts, share
 
 log = logging.getLogger(__name__)
@@ -161,11 +162,14 @@ class ShardService(shard_control_pb2_grpc.ShardControlServicer):
     async def PrepareRun(
         self, request: shard_control_pb2.PrepareRunRequest, _: Context
     ) -> shard_control_pb2.PrepareRunResponse:
-        name = request.spec.name
+        name, piece = request.spec.name, Piece.of(request.spec, request.layout, self._index)
+        if name not in self._runs and wanted(piece.size):
+            # Before the run takes its memory: compiling takes some, and gives it back.
+            await asyncio.to_thread(have_kernels, piece)
         if name in self._runs and self._runs[name].arena.run_id != request.run_id:
             await self._drop(name)
         if name not in self._runs:
-            arena = Arena(self._folder / name, Piece.of(request.spec, request.layout, self._index), request)
+            arena = Arena(self._folder / name, piece, request)
             self._runs[name] = ShardRun(arena)
         return shard_control_pb2.PrepareRunResponse(bytes=self._runs[name].arena.bytes)
 
@@ -196,11 +200,16 @@ class ShardService(shard_control_pb2_grpc.ShardControlServicer):
         await self._drop(request.run)
         return shard_control_pb2.DropRunResponse()
 
-    async def GatherRound(
-        self, request: shard_control_pb2.GatherRoundRequest, _: Context
-    ) -> AsyncGenerator[shard_control_pb2.GatherRoundResponse, None]:
-        async for message in self._run(request.run).gather(request):
-            yield message
+    async def LeadRounds(
+        self, requests: AsyncIterator[shard_control_pb2.LeadRoundsRequest], _: Context
+    ) -> AsyncGenerator[shard_control_pb2.LeadRoundsResponse, None]:
+        async for request in requests:
+            if request.HasField("finish"):
+                step = await self._run(request.run).finish(request.finish)
+                yield shard_control_pb2.LeadRoundsResponse(finished=step)
+            if request.HasField("gather"):
+                async for message in self._run(request.run).gather(request.gather):
+                    yield shard_control_pb2.LeadRoundsResponse(gathered=message)
 
     async def CloseRound(
         self, request: shard_control_pb2.CloseRoundRequest, _: Context
@@ -219,11 +228,6 @@ class ShardService(shard_control_pb2_grpc.ShardControlServicer):
     ) -> AsyncGenerator[shard_control_pb2.MeasureRoundResponse, None]:
         for message in await self._run(request.run).measure(request.decision):
             yield message
-
-    async def FinishRound(
-        self, request: shard_control_pb2.FinishRoundRequest, _: Context
-    ) -> shard_control_pb2.FinishRoundResponse:
-        return shard_control_pb2.FinishRoundResponse(step=await self._run(request.run).finish(request.decision))
 
     async def HoldState(
         self, request: shard_control_pb2.HoldStateRequest, _: Context
