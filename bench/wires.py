@@ -36,7 +36,7 @@ def bytes_sent(worker: stepd.Worker, wire: stepd.Wire, grads: dict[str, np.ndarr
     plan = worker._streams.plan  # noqa: SLF001 (as streams see it)
     views = {id_: grads[spec.name] for id_, spec in enumerate(plan.parameters)}
     encoding = encodings.of_gradients(wire.gradients)
-    return sum(len(message) for push in plan.pushes() for message in push.messages(views, encoding))
+    return sum(len(message) for push in plan.pushes(None, encoding) for message in push.messages(views, encoding))
 
 
 def measure(steps: int) -> list[dict[str, Any]]:

@@ -49,7 +49,7 @@ class Compression:
                 if id_ in self.error:
                     np.add(array, self.error[id_], out=array)
             left = copy_into(self._left, arrays)
-            for push in plan.pushes(arrays):
+            for push in plan.pushes(arrays, self._encoding):
                 for chunk in push.chunks:
                     self._snap(chunk, arrays)
             finite = True

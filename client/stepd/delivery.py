@@ -70,7 +70,7 @@ class Delivery:
         most, plan = self._streams.session.at_once_bytes, self._streams.plan
         if plan.version != picture.version or picture.shards != list(self._streams.shards):
             return False
-        pushes = plan.pushes(contribution.views)
+        pushes = plan.pushes(contribution.views, self._streams.gradients)
         return all(
             push.payload_bytes <= most and picture.payload_bytes(shard) <= most for shard, push in enumerate(pushes)
         )
@@ -106,7 +106,7 @@ class Delivery:
 
     def _header(self, contribution: Contribution, shard: int) -> tuple[shard_pb2.PushHeader, ShardPush]:
         plan = self._streams.plan
-        push = plan.pushes(contribution.views)[shard]
+        push = plan.pushes(contribution.views, self._streams.gradients)[shard]
         header = shard_pb2.PushHeader(
             run=self._streams.run,
             member=contribution.sender,

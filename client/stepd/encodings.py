@@ -44,9 +44,11 @@ class Encoding(ABC):
 
     Attributes:
         keeps_error: what it leaves out is worth adding to the next gradient.
+        together: as many chunks of values as they are go in one message, so that it is not a small one.
     """
 
     keeps_error: ClassVar[bool] = False
+    together: ClassVar[int] = 1
 
     @abstractmethod
     def encode(self, offset: int, values: Array) -> shard_pb2.EncodedChunk:
@@ -65,6 +67,7 @@ class Encoding(ABC):
 class Rounded(Encoding):
     """Values rounded to a type of 16 bits, to nearest even. What is too large for it becomes infinite."""
 
+    together: ClassVar[int] = 2
     kind: Half
 
     def encode(self, offset: int, values: Array) -> shard_pb2.EncodedChunk:

@@ -103,10 +103,11 @@ class Plan:
         self._check()
         self._pushes = lru_cache(PLANS_KEPT)(self._make_pushes)
 
-    def pushes(self, held: Iterable[int] | None = None) -> tuple[ShardPush, ...]:
+    def pushes(self, held: Iterable[int] | None = None, encoding: Encoding | None = None) -> tuple[ShardPush, ...]:
         """What each shard is sent of a contribution that holds these parameters; None for all."""
         ids = None if held is None else frozenset(held)
-        return self._pushes(None if ids is not None and len(ids) == len(self.parameters) else ids)
+        whole = ids is not None and len(ids) == len(self.parameters)
+        return self._pushes(None if whole else ids, CHUNK_BYTES * (encoding.together if encoding else 1))
 
     def ranges(self, shard: int, held: frozenset[int] | None) -> tuple[shard_pb2.Range, ...]:
         """The slices of these parameters in a shard's flat space, adjacent ones merged."""
@@ -120,19 +121,19 @@ class Plan:
                 merged.append(shard_pb2.Range(start=start, count=piece.count))
         return tuple(merged)
 
-    def _make_pushes(self, held: frozenset[int] | None) -> tuple[ShardPush, ...]:
+    def _make_pushes(self, held: frozenset[int] | None, chunk_bytes: int) -> tuple[ShardPush, ...]:
         return tuple(
             ShardPush(
                 self.ranges(shard, held),
-                tuple(self._chunks([piece for piece in slices if held is None or piece.parameter in held])),
+                tuple(self._chunks([s for s in slices if held is None or s.parameter in held], chunk_bytes)),
             )
             for shard, slices in enumerate(self.shards)
         )
 
-    def _chunks(self, slices: Iterable[Slice]) -> Iterable[PushChunk]:
+    def _chunks(self, slices: Iterable[Slice], chunk_bytes: int) -> Iterable[PushChunk]:
         """Slices laid end to end, cut into chunks."""
         itemsize = self.dtype.itemsize
-        room_of_chunk = CHUNK_BYTES // itemsize
+        room_of_chunk = chunk_bytes // itemsize
         begin = at = 0
         pieces: list[Piece] = []
         for held in slices:

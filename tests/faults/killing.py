@@ -20,7 +20,7 @@ SHARD_PHASES = {
     "sharing memory": r"shard/sharing\.py",
 }
 COORDINATOR_PHASES = {
-    "gathering": r"coordinator/(rounds|attempt|driver)\.py",
+    "gathering": r"coordinator/(rounds|attempt|driver|leading)\.py",
     "deciding": r"coordinator/(decision|convert|run)\.py",
     "recording": r"coordinator/(store|slots)\.py",
     "members": r"coordinator/(membership|seats|places)\.py",
@@ -41,6 +41,9 @@ class Killer:
         self._fleet = fleet
         self._trainees = trainees
         self._random = random.Random(seed)
+        self._shard_phases = dict(SHARD_PHASES)
+        if all(worker.config["transport"] == "grpc" for worker in trainees.workers):
+            del self._shard_phases["sharing memory"]  # nothing of that is ever done, and nobody dies of it
         self.done = [f"seed {seed}"]
         self.struck: set[int] = set()
 
@@ -61,7 +64,7 @@ class Killer:
                 self.done.append(f"{victim.name}: at any time")
                 victim.kill()
                 continue
-            phases = COORDINATOR_PHASES if victim is self._fleet.coordinator else SHARD_PHASES
+            phases = COORDINATOR_PHASES if victim is self._fleet.coordinator else self._shard_phases
             phase = self._random.choice(sorted(phases))
             self.done.append(f"{victim.name}: {phase}")
             victim.doom(phases[phase], self._random.randint(1, LINES))

@@ -79,7 +79,7 @@ def test_all_ways_to_be_nobody_read_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    ("service", "name"), [("stepd.v1.ShardControl", "FinishRound"), ("stepd.v1.Coordinator", "RegisterShard")]
+    ("service", "name"), [("stepd.v1.ShardControl", "DropRun"), ("stepd.v1.Coordinator", "RegisterShard")]
 )
 def test_what_servers_say_to_each_other_is_not_for_users(service: str, name: str) -> None:
     error = refused(name, service=service, token=USER)

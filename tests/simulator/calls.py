@@ -109,6 +109,8 @@ _END: Final = object()
 class Call:
     """A call under way, on both sides."""
 
+    serialize: Any = None
+
     def __init__(self, channel: Channel, path: str, timeout: float | None, *, twin: Call | None = None) -> None:
         """Args:
         twin: the call whose requests these are, once more.
@@ -161,13 +163,14 @@ class Call:
         status = _OK
         try:
             if handler.request_streaming:
-                request: Any = self._incoming()
+                request: Any = self._incoming(handler.request_deserializer)
             else:
                 request = await self.requests.get()
                 if handler.request_deserializer:
                     request = handler.request_deserializer(request)
             if handler.response_streaming:
-                async for message in handler.unary_stream(request, context):
+                behaviour = handler.stream_stream if handler.request_streaming else handler.unary_stream
+                async for message in behaviour(request, context):
                     await self.answers.room()
                     self._answer(handler, message)
             else:
@@ -186,9 +189,9 @@ class Call:
         serialize = handler.response_serializer
         self.answers.send(serialize(message) if serialize else bytes(message))
 
-    async def _incoming(self) -> AsyncIterator[bytes]:
+    async def _incoming(self, deserialize: Any) -> AsyncIterator[Any]:
         while (item := await self.requests.get()) is not _END:
-            yield item
+            yield deserialize(item) if deserialize else item
 
     def drop_handler(self) -> None:
         """The caller is gone, as far as the server can see."""
@@ -274,14 +277,14 @@ class Call:
 
     # --- As grpc.aio has it ---------------------------------------------------------------------------------------
 
-    async def write(self, raw: bytes) -> None:
+    async def write(self, message: Any) -> None:
         if self.status is not None:
             raise asyncio.InvalidStateError("RPC already finished.")
         await self._or_cancel(self.requests.room())
         if self.status is not None:
             self.raise_status()
             raise asyncio.InvalidStateError("RPC already finished.")
-        self.sent.append(bytes(raw))
+        self.sent.append(self.serialize(message) if self.serialize else bytes(message))
         self.requests.send(self.sent[-1])
 
     async def done_writing(self) -> None:

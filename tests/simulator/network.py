@@ -58,8 +58,15 @@ class Channel:
 
         return call
 
-    def stream_stream(self, path: str, **_: Any) -> Any:
-        return None
+    def stream_stream(
+        self, path: str, request_serializer: Any = None, response_deserializer: Any = None, **_: Any
+    ) -> Any:
+        def call(timeout: float | None = None, **_: Any) -> StreamCall:
+            one = StreamCall(self, path, timeout)
+            one.serialize, one.deserialize = request_serializer, response_deserializer
+            return one
+
+        return call
 
     async def close(self, grace: float | None = None) -> None:
         for call in self.network.calls_of(self):

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ class FakeShard(shard_control_pb2_grpc.ShardControlServicer):
         self.index = index
         self.square = square
         self.held: dict[str, pb.HeldRun] = {}
-        self.gathers: list[control.GatherRoundRequest] = []
+        self.gathers: list[control.RoundToGather] = []
         self.decisions: list[round_pb2.Decision] = []
         self.allowed = 0
         self.finish_errors: list[grpc.StatusCode] = []
@@ -125,34 +125,42 @@ class FakeShard(shard_control_pb2_grpc.ShardControlServicer):
         self.held.pop(request.run, None)
         return control.DropRunResponse()
 
-    async def GatherRound(
-        self, request: control.GatherRoundRequest, _: Any
-    ) -> AsyncGenerator[control.GatherRoundResponse, None]:
+    async def LeadRounds(
+        self, requests: AsyncIterator[control.LeadRoundsRequest], context: Any
+    ) -> AsyncGenerator[control.LeadRoundsResponse, None]:
+        async for request in requests:
+            if request.HasField("finish"):
+                yield control.LeadRoundsResponse(finished=await self._finish(request.run, request.finish, context))
+            if request.HasField("gather"):
+                async for message in self._gather(request.run, request.gather):
+                    yield control.LeadRoundsResponse(gathered=message)
+
+    async def _gather(self, run: str, request: control.RoundToGather) -> AsyncGenerator[control.RoundProgress, None]:
         self.gathers.append(request)
-        held, groups = self.held[request.run], self.groups[request.run] if not request.layout_version else 2
+        held, groups = self.held[run], self.groups[run] if not request.layout_version else 2
         await eventually(lambda: held.round >= request.id.round)
         while self.allowed <= request.id.round:  # noqa: ASYNC110 (until the test lets it, or gives it up)
             await asyncio.sleep(0.002)
         for member in request.members:
-            yield control.GatherRoundResponse(arrived=member)
+            yield control.RoundProgress(arrived=member)
         total = ExactSum()
         total.add(self.square)
         part = round_pb2.NormPart(powers=total.to_proto())
-        yield control.GatherRoundResponse(
+        yield control.RoundProgress(
             sums=round_pb2.GatheredSums(
                 run_norms=[part] + [round_pb2.NormPart(powers=ExactSum().to_proto())] * (groups - 1),
                 group_norms=[round_pb2.NormPart()] * groups,
             )
         )
 
-    async def FinishRound(self, request: control.FinishRoundRequest, context: Any) -> control.FinishRoundResponse:
+    async def _finish(self, run: str, decision: round_pb2.Decision, context: Any) -> int:
         if self.finish_errors:
             await context.abort(self.finish_errors.pop(0), "not now")
-        held = self.held[request.run]
-        if held.round == request.decision.id.round:
-            self.decisions.append(request.decision)
-            held.round, held.step = held.round + 1, request.decision.step
-        return control.FinishRoundResponse(step=held.step)
+        held = self.held[run]
+        if held.round == decision.id.round:
+            self.decisions.append(decision)
+            held.round, held.step = held.round + 1, decision.step
+        return held.step
 
 
 class Fleet:

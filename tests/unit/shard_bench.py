@@ -129,8 +129,7 @@ class Fleet:
         quarantined: Sequence[int] = (),
         layout_version: int = 0,
     ) -> list[round_pb2.GatheredSums]:
-        request = shard_control_pb2.GatherRoundRequest(
-            run="run",
+        request = shard_control_pb2.RoundToGather(
             id=round_pb2.RoundId(round=round, attempt=attempt),
             members=[member(rank) for rank in members],
             clip=clip,

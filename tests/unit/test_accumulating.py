@@ -89,7 +89,7 @@ class World:
         self.piece = Piece.of(spec, layout, 0)
         self.workers = rng.randint(1, 3)
         reduction = rng.choice([run_pb2.REDUCTION_MEAN, run_pb2.REDUCTION_SUM, run_pb2.REDUCTION_WEIGHTED])
-        self.request = shard_control_pb2.GatherRoundRequest(
+        self.request = shard_control_pb2.RoundToGather(
             id=round_pb2.RoundId(round=0),
             members=[member(rank) for rank in range(self.workers)],
             clip=run_pb2.ClipSpec(max_norm=1.0, norm_type=norm_type),

@@ -79,9 +79,26 @@ class DropRunResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
-class GatherRoundRequest(_message.Message):
-    __slots__ = ("run", "id", "members", "clip", "reduction", "deterministic", "quarantined", "layout_version", "in_turn", "selected")
+class LeadRoundsRequest(_message.Message):
+    __slots__ = ("run", "finish", "gather")
     RUN_FIELD_NUMBER: _ClassVar[int]
+    FINISH_FIELD_NUMBER: _ClassVar[int]
+    GATHER_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    finish: _round_pb2.Decision
+    gather: RoundToGather
+    def __init__(self, run: _Optional[str] = ..., finish: _Optional[_Union[_round_pb2.Decision, _Mapping]] = ..., gather: _Optional[_Union[RoundToGather, _Mapping]] = ...) -> None: ...
+
+class LeadRoundsResponse(_message.Message):
+    __slots__ = ("finished", "gathered")
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    GATHERED_FIELD_NUMBER: _ClassVar[int]
+    finished: int
+    gathered: RoundProgress
+    def __init__(self, finished: _Optional[int] = ..., gathered: _Optional[_Union[RoundProgress, _Mapping]] = ...) -> None: ...
+
+class RoundToGather(_message.Message):
+    __slots__ = ("id", "members", "clip", "reduction", "deterministic", "quarantined", "layout_version", "in_turn", "selected")
     ID_FIELD_NUMBER: _ClassVar[int]
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
     CLIP_FIELD_NUMBER: _ClassVar[int]
@@ -91,7 +108,6 @@ class GatherRoundRequest(_message.Message):
     LAYOUT_VERSION_FIELD_NUMBER: _ClassVar[int]
     IN_TURN_FIELD_NUMBER: _ClassVar[int]
     SELECTED_FIELD_NUMBER: _ClassVar[int]
-    run: str
     id: _round_pb2.RoundId
     members: _containers.RepeatedCompositeFieldContainer[_round_pb2.Member]
     clip: _run_pb2.ClipSpec
@@ -101,7 +117,7 @@ class GatherRoundRequest(_message.Message):
     layout_version: int
     in_turn: bool
     selected: SelectedContribution
-    def __init__(self, run: _Optional[str] = ..., id: _Optional[_Union[_round_pb2.RoundId, _Mapping]] = ..., members: _Optional[_Iterable[_Union[_round_pb2.Member, _Mapping]]] = ..., clip: _Optional[_Union[_run_pb2.ClipSpec, _Mapping]] = ..., reduction: _Optional[_Union[_run_pb2.Reduction, str]] = ..., deterministic: bool = ..., quarantined: _Optional[_Iterable[_Union[_round_pb2.Member, _Mapping]]] = ..., layout_version: _Optional[int] = ..., in_turn: bool = ..., selected: _Optional[_Union[SelectedContribution, _Mapping]] = ...) -> None: ...
+    def __init__(self, id: _Optional[_Union[_round_pb2.RoundId, _Mapping]] = ..., members: _Optional[_Iterable[_Union[_round_pb2.Member, _Mapping]]] = ..., clip: _Optional[_Union[_run_pb2.ClipSpec, _Mapping]] = ..., reduction: _Optional[_Union[_run_pb2.Reduction, str]] = ..., deterministic: bool = ..., quarantined: _Optional[_Iterable[_Union[_round_pb2.Member, _Mapping]]] = ..., layout_version: _Optional[int] = ..., in_turn: bool = ..., selected: _Optional[_Union[SelectedContribution, _Mapping]] = ...) -> None: ...
 
 class SelectedContribution(_message.Message):
     __slots__ = ("name", "scale")
@@ -127,7 +143,7 @@ class EarlierAttempts(_message.Message):
     unknown: bool
     def __init__(self, whole: _Optional[_Iterable[_Union[_round_pb2.Member, _Mapping]]] = ..., unknown: bool = ...) -> None: ...
 
-class GatherRoundResponse(_message.Message):
+class RoundProgress(_message.Message):
     __slots__ = ("arrived", "sums", "offered", "withdrawn", "earlier")
     ARRIVED_FIELD_NUMBER: _ClassVar[int]
     SUMS_FIELD_NUMBER: _ClassVar[int]
@@ -202,20 +218,6 @@ class MeasureRoundResponse(_message.Message):
     SUMS_FIELD_NUMBER: _ClassVar[int]
     sums: _containers.RepeatedCompositeFieldContainer[TensorSums]
     def __init__(self, sums: _Optional[_Iterable[_Union[TensorSums, _Mapping]]] = ...) -> None: ...
-
-class FinishRoundRequest(_message.Message):
-    __slots__ = ("run", "decision")
-    RUN_FIELD_NUMBER: _ClassVar[int]
-    DECISION_FIELD_NUMBER: _ClassVar[int]
-    run: str
-    decision: _round_pb2.Decision
-    def __init__(self, run: _Optional[str] = ..., decision: _Optional[_Union[_round_pb2.Decision, _Mapping]] = ...) -> None: ...
-
-class FinishRoundResponse(_message.Message):
-    __slots__ = ("step",)
-    STEP_FIELD_NUMBER: _ClassVar[int]
-    step: int
-    def __init__(self, step: _Optional[int] = ...) -> None: ...
 
 class HoldStateRequest(_message.Message):
     __slots__ = ("run", "state_id")

@@ -60,10 +60,10 @@ class ShardControlStub(object):
                 request_serializer=stepd_dot_v1_dot_shard__control__pb2.DropRunRequest.SerializeToString,
                 response_deserializer=stepd_dot_v1_dot_shard__control__pb2.DropRunResponse.FromString,
                 _registered_method=True)
-        self.GatherRound = channel.unary_stream(
-                '/stepd.v1.ShardControl/GatherRound',
-                request_serializer=stepd_dot_v1_dot_shard__control__pb2.GatherRoundRequest.SerializeToString,
-                response_deserializer=stepd_dot_v1_dot_shard__control__pb2.GatherRoundResponse.FromString,
+        self.LeadRounds = channel.stream_stream(
+                '/stepd.v1.ShardControl/LeadRounds',
+                request_serializer=stepd_dot_v1_dot_shard__control__pb2.LeadRoundsRequest.SerializeToString,
+                response_deserializer=stepd_dot_v1_dot_shard__control__pb2.LeadRoundsResponse.FromString,
                 _registered_method=True)
         self.CloseRound = channel.unary_unary(
                 '/stepd.v1.ShardControl/CloseRound',
@@ -79,11 +79,6 @@ class ShardControlStub(object):
                 '/stepd.v1.ShardControl/MeasureRound',
                 request_serializer=stepd_dot_v1_dot_shard__control__pb2.MeasureRoundRequest.SerializeToString,
                 response_deserializer=stepd_dot_v1_dot_shard__control__pb2.MeasureRoundResponse.FromString,
-                _registered_method=True)
-        self.FinishRound = channel.unary_unary(
-                '/stepd.v1.ShardControl/FinishRound',
-                request_serializer=stepd_dot_v1_dot_shard__control__pb2.FinishRoundRequest.SerializeToString,
-                response_deserializer=stepd_dot_v1_dot_shard__control__pb2.FinishRoundResponse.FromString,
                 _registered_method=True)
         self.HoldState = channel.unary_unary(
                 '/stepd.v1.ShardControl/HoldState',
@@ -137,9 +132,10 @@ class ShardControlServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def GatherRound(self, request, context):
-        """Gathers the contributions of the members, gives a message for each that has arrived whole,
-        and at last the sums. A higher attempt drops what a lower one has gathered.
+    def LeadRounds(self, request_iterator, context):
+        """Leads a run through its rounds, one after the other, in one call. Each request is answered whole before the next is
+        sent: the decision of a round is carried out, then the next round is gathered. What breaks off is asked for again in
+        another call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -163,13 +159,6 @@ class ShardControlServicer(object):
     def MeasureRound(self, request, context):
         """Between the two, in rounds that are to be applied to parameters under layerwise rules: finds the norms of whole
         tensors that these rules ask for, and changes nothing.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def FinishRound(self, request, context):
-        """Carries a decision out; answers when it is done.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -217,10 +206,10 @@ def add_ShardControlServicer_to_server(servicer, server):
                     request_deserializer=stepd_dot_v1_dot_shard__control__pb2.DropRunRequest.FromString,
                     response_serializer=stepd_dot_v1_dot_shard__control__pb2.DropRunResponse.SerializeToString,
             ),
-            'GatherRound': grpc.unary_stream_rpc_method_handler(
-                    servicer.GatherRound,
-                    request_deserializer=stepd_dot_v1_dot_shard__control__pb2.GatherRoundRequest.FromString,
-                    response_serializer=stepd_dot_v1_dot_shard__control__pb2.GatherRoundResponse.SerializeToString,
+            'LeadRounds': grpc.stream_stream_rpc_method_handler(
+                    servicer.LeadRounds,
+                    request_deserializer=stepd_dot_v1_dot_shard__control__pb2.LeadRoundsRequest.FromString,
+                    response_serializer=stepd_dot_v1_dot_shard__control__pb2.LeadRoundsResponse.SerializeToString,
             ),
             'CloseRound': grpc.unary_unary_rpc_method_handler(
                     servicer.CloseRound,
@@ -236,11 +225,6 @@ def add_ShardControlServicer_to_server(servicer, server):
                     servicer.MeasureRound,
                     request_deserializer=stepd_dot_v1_dot_shard__control__pb2.MeasureRoundRequest.FromString,
                     response_serializer=stepd_dot_v1_dot_shard__control__pb2.MeasureRoundResponse.SerializeToString,
-            ),
-            'FinishRound': grpc.unary_unary_rpc_method_handler(
-                    servicer.FinishRound,
-                    request_deserializer=stepd_dot_v1_dot_shard__control__pb2.FinishRoundRequest.FromString,
-                    response_serializer=stepd_dot_v1_dot_shard__control__pb2.FinishRoundResponse.SerializeToString,
             ),
             'HoldState': grpc.unary_unary_rpc_method_handler(
                     servicer.HoldState,
@@ -400,7 +384,7 @@ class ShardControl(object):
             _registered_method=True)
 
     @staticmethod
-    def GatherRound(request,
+    def LeadRounds(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -410,12 +394,12 @@ class ShardControl(object):
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
+        return grpc.experimental.stream_stream(
+            request_iterator,
             target,
-            '/stepd.v1.ShardControl/GatherRound',
-            stepd_dot_v1_dot_shard__control__pb2.GatherRoundRequest.SerializeToString,
-            stepd_dot_v1_dot_shard__control__pb2.GatherRoundResponse.FromString,
+            '/stepd.v1.ShardControl/LeadRounds',
+            stepd_dot_v1_dot_shard__control__pb2.LeadRoundsRequest.SerializeToString,
+            stepd_dot_v1_dot_shard__control__pb2.LeadRoundsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -497,33 +481,6 @@ class ShardControl(object):
             '/stepd.v1.ShardControl/MeasureRound',
             stepd_dot_v1_dot_shard__control__pb2.MeasureRoundRequest.SerializeToString,
             stepd_dot_v1_dot_shard__control__pb2.MeasureRoundResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def FinishRound(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/stepd.v1.ShardControl/FinishRound',
-            stepd_dot_v1_dot_shard__control__pb2.FinishRoundRequest.SerializeToString,
-            stepd_dot_v1_dot_shard__control__pb2.FinishRoundResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -227,9 +227,8 @@ def _exact_from_proto(message: round_pb2.ExactSum) -> ExactSum:
         raise Senseless(str(error)) from error
 
 
-def gather_to_proto(run: str, gather: Gather) -> shard_control_pb2.GatherRoundRequest:
-    return shard_control_pb2.GatherRoundRequest(
-        run=run,
+def gather_to_proto(gather: Gather) -> shard_control_pb2.RoundToGather:
+    return shard_control_pb2.RoundToGather(
         id=id_to_proto(gather.id),
         members=map(member_to_proto, gather.members),
         clip=specs.clip_to_proto(gather.clip) if gather.clip else None,

@@ -1,7 +1,7 @@
 """Carries out what the rounds of one run want of the shards, and brings back what becomes of it.
 
-For each shard there is at most one call of each kind under way. A decision and the next gathering are sent at once, in
-this order: a shard gathers the next round when it has finished the last, and no round trip lies between. A call that
+For each shard there is at most one call of each kind under way. A decision and the next gathering are sent as one
+message: a shard gathers the next round when it has finished the last, and no round trip lies between. A call that
 breaks off is made again for as long as the shard counts as here (every call may be repeated); when it is away, rounds
 say what is wanted of it once it is back.
 """
@@ -9,7 +9,6 @@ say what is wanted of it once it is back.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
@@ -18,32 +17,26 @@ from typing import Final, TypeAlias
 import grpc
 import grpc.aio
 
-from stepd.v1 import run_pb2, shard_control_pb2
+from stepd.v1 import round_pb2, run_pb2, shard_control_pb2
 from stepd_server.coordinator import convert
 from stepd_server.coordinator.convert import Senseless
 from stepd_server.coordinator.events import (
-    Arrived,
     Close,
     Closed,
     Commit,
-    Earlier,
     Event,
     Finish,
-    Finished,
     Gather,
-    Gathered,
     Measure,
     Measured,
-    Offered,
     Select,
     SetTimer,
     ShardLost,
     StateCommitted,
     TimeUp,
-    Withdrawn,
 )
 from stepd_server.coordinator.fleet import Fleet
-from stepd_server.coordinator.vocabulary import RoundId
+from stepd_server.coordinator.leading import Lead
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +47,6 @@ _RETRY_S_MIN: Final = 0.02
 _RETRY_S_MAX: Final = 0.5
 # Every call has a deadline. A shard that hangs is noticed long before, as it stops registering.
 _FINISH_S: Final = 120.0
-_GATHER_S: Final = 3600.0
 _MEASURE_S: Final = 120.0
 _SELECT_S: Final = 30.0
 # Answers that repeating does not change: the shard does not hold what the run counts on.
@@ -75,14 +67,14 @@ class Driver:
     def __init__(self, run: str, groups: int, fleet: Fleet, tell: Callable[[Event], None]) -> None:
         """Args:
         groups: how many the run has.
-        tell: takes events; never called from within `gather` or `finish`.
+        tell: takes events; never called from within the methods below.
         """
         self._run = run
         self._groups = groups
         self._fleet = fleet
         self._tell = tell
-        self._gathers: dict[int, asyncio.Task[None]] = {}
-        self._finishes: dict[int, asyncio.Task[None]] = {}
+        self._leads: dict[int, Lead] = {}
+        self._leadings: dict[int, asyncio.Task[None]] = {}
         self._settles: dict[int, asyncio.Task[None]] = {}
         self._commits: dict[int, asyncio.Task[None]] = {}
         self._measures: dict[int, asyncio.Task[None]] = {}
@@ -92,21 +84,33 @@ class Driver:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def finish(self, action: Finish) -> None:
-        request = shard_control_pb2.FinishRoundRequest(
-            run=self._run, decision=convert.decision_to_proto(action.decision)
-        )
+        decision = convert.decision_to_proto(action.decision)
         for shard in action.shards:
-            self._start(self._finishes, shard, "FinishRound", partial(self._finish_once, shard, request))
+            self._lead(shard).finish(decision)
 
     def gather(self, action: Gather) -> None:
-        request = convert.gather_to_proto(self._run, action)
+        request = convert.gather_to_proto(action)
         self._stop_timer()
         for shard in action.shards:
             # An attempt that starts over has nothing to measure any more, and a shard would refuse to.
             for tasks in (self._measures, self._closes, self._selects):
                 if task := tasks.pop(shard, None):
                     task.cancel()
-            self._start(self._gathers, shard, "GatherRound", partial(self._gather_once, shard, request, self._groups))
+            self._lead(shard).gather(request, self._groups)
+
+    def _lead(self, shard: int) -> Lead:
+        """Of whom more may be wanted. What the shard is just being asked for is over then, but for a decision."""
+        lead = self._leads.get(shard)
+        if lead is None or lead.asked:
+            lead = self._lead_anew(shard, lead.give_way() if lead else None)
+        return lead
+
+    def _lead_anew(self, shard: int, unfinished: round_pb2.Decision | None) -> Lead:
+        lead = self._leads[shard] = Lead(shard, self._run, lambda: self._fleet.shards[shard].control, self._tell)
+        if unfinished is not None:
+            lead.finish(unfinished)
+        self._start(self._leadings, shard, "LeadRounds", lead.lead)
+        return lead
 
     def set_timer(self, action: SetTimer) -> None:
         """Say when the time has passed; a later one takes its place."""
@@ -132,8 +136,8 @@ class Driver:
     def extend(self, groups: int) -> None:
         """The run has so many groups from here on. What is gathered knows less, also when it is asked for again."""
         self._groups = groups
-        while self._gathers:
-            self._gathers.popitem()[1].cancel()
+        for shard, lead in list(self._leads.items()):
+            self._lead_anew(shard, lead.give_way())
 
     def settle(self, request: shard_control_pb2.SettleExtensionRequest, shards: Iterable[int]) -> None:
         """Have shards make a committed extension part of the run."""
@@ -157,8 +161,10 @@ class Driver:
 
     def abandon(self, shard: int) -> None:
         """Stop calling a shard that is away."""
-        calls = (self._gathers, self._finishes, self._settles, self._commits, self._measures)
-        for tasks in (*calls, self._closes, self._selects):
+        if lead := self._leads.pop(shard, None):
+            lead.give_way()
+        calls = (self._leadings, self._settles, self._commits, self._measures, self._closes, self._selects)
+        for tasks in calls:
             if task := tasks.pop(shard, None):
                 task.cancel()
 
@@ -185,8 +191,10 @@ class Driver:
 
     async def _insist(self, shard: int, name: str, call: Call) -> None:
         """Make a call until it is answered for good."""
+        clock = asyncio.get_running_loop().time
         pause = _RETRY_S_MIN
         while True:
+            begun = clock()
             try:
                 return await call()
             except grpc.aio.AioRpcError as error:
@@ -197,12 +205,10 @@ class Driver:
                 logger.info("%s; again in %g s", about, pause)
             except Senseless as error:
                 return self._tell(ShardLost(shard, f"gave sums that make no sense: {error}"))
+            if clock() - begun > _RETRY_S_MAX:
+                pause = _RETRY_S_MIN  # it was answered for a while
             await asyncio.sleep(pause)
             pause = min(2 * pause, _RETRY_S_MAX)
-
-    async def _finish_once(self, shard: int, request: shard_control_pb2.FinishRoundRequest) -> None:
-        response = await self._fleet.shards[shard].control.FinishRound(request, timeout=_FINISH_S)
-        self._tell(Finished(shard, request.decision.id.round, response.step))
 
     async def _close_once(self, shard: int, request: shard_control_pb2.CloseRoundRequest) -> None:
         response = await self._fleet.shards[shard].control.CloseRound(request, timeout=_SELECT_S)
@@ -224,38 +230,3 @@ class Driver:
         call = self._fleet.shards[shard].control.MeasureRound(request, timeout=_MEASURE_S)
         messages = [message async for message in call]
         self._tell(Measured(shard, id_, convert.measures_from_proto(messages)))
-
-    async def _gather_once(self, shard: int, request: shard_control_pb2.GatherRoundRequest, groups: int) -> None:
-        id_ = convert.id_from_proto(request.id)
-        call = self._fleet.shards[shard].control.GatherRound(request, timeout=_GATHER_S)
-        async for message in call:
-            if not message.HasField("sums"):
-                self._tell(_progress(shard, id_, message))
-                if self._gathers.get(shard) is not asyncio.current_task():
-                    # What it told has opened another attempt; made again, this call would be refused for good.
-                    call.cancel()
-                    return
-                continue
-            self._tell(Gathered(shard, id_, convert.sums_from_proto(message.sums, groups)))
-            # Read to the end: dropping the call would cancel it on the shard.
-            with contextlib.suppress(grpc.aio.AioRpcError):
-                async for _ in call:
-                    pass
-            return
-        raise grpc.aio.AioRpcError(
-            grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), "the stream ended without sums"
-        )
-
-
-def _progress(shard: int, id_: RoundId, message: shard_control_pb2.GatherRoundResponse) -> Event:
-    """What a shard tells of a round that it gathers."""
-    match message.WhichOneof("message"):
-        case "offered":
-            return Offered(shard, id_, convert.offer_from_proto(message.offered))
-        case "earlier":
-            return Earlier(shard, id_, convert.earlier_from_proto(message.earlier))
-        case "withdrawn":
-            return Withdrawn(
-                shard, id_, convert.member_from_proto(message.withdrawn.member), message.withdrawn.sequence
-            )
-    return Arrived(shard, id_, convert.member_from_proto(message.arrived))

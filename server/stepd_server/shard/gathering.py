@@ -78,7 +78,7 @@ class Gathering:
         piece: Piece,
         accumulator: Array,
         updates: Counts,
-        request: shard_control_pb2.GatherRoundRequest,
+        request: shard_control_pb2.RoundToGather,
         loops: Loops | None = None,
         earlier: shard_control_pb2.EarlierAttempts | None = None,
     ) -> None:

@@ -63,19 +63,19 @@ class Telling:
         self._offered: dict[Name, round_pb2.ContributionName] = {}
         self._seen = -1
 
-    def news(self) -> list[shard_control_pb2.GatherRoundResponse]:
+    def news(self) -> list[shard_control_pb2.RoundProgress]:
         """What there is to tell since the last time."""
         self._seen = self._gathering.changes + self._holding.changes
         found = []
         if self._earlier is not None:
-            found.append(shard_control_pb2.GatherRoundResponse(earlier=self._earlier))
+            found.append(shard_control_pb2.RoundProgress(earlier=self._earlier))
             self._earlier = None
         # When all are here the sums follow, and say so.
         waiting = {} if self._gathering.complete else self._gathering.contributions
         for key, contribution in waiting.items():
             if contribution.whole and key not in self._arrived:
                 self._arrived.add(key)
-                found.append(shard_control_pb2.GatherRoundResponse(arrived=contribution.member))
+                found.append(shard_control_pb2.RoundProgress(arrived=contribution.member))
         if self._gathering.in_turn:
             found += self._offers()
         return found
@@ -84,7 +84,7 @@ class Telling:
     def has_news(self) -> bool:
         return self._seen != self._gathering.changes + self._holding.changes
 
-    def _offers(self) -> Iterator[shard_control_pb2.GatherRoundResponse]:
+    def _offers(self) -> Iterator[shard_control_pb2.RoundProgress]:
         headers, selected = self._holding.headers, self._gathering.selected
         here = set(headers)
         if selected is not None:
@@ -96,9 +96,9 @@ class Telling:
             if name not in self._offered:
                 own = self._offered[name] = round_pb2.ContributionName(member=header.member, sequence=header.sequence)
                 offered = shard_control_pb2.OfferedContribution(name=own, based_on=header.based_on)
-                yield shard_control_pb2.GatherRoundResponse(offered=offered)
+                yield shard_control_pb2.RoundProgress(offered=offered)
         for name in self._offered.keys() - here:
-            yield shard_control_pb2.GatherRoundResponse(withdrawn=self._offered.pop(name))
+            yield shard_control_pb2.RoundProgress(withdrawn=self._offered.pop(name))
 
 
 class Had:

@@ -88,7 +88,7 @@ class Pulling:
             if request.state:
                 return
             # Averages that a rule has to be asked for are made a block at a time.
-            size = (SHARED_BYTES_AT_ONCE if request.shared else CHUNK_BYTES) // self.arena.piece.dtype.itemsize
+            size = self._bytes_at_once(request) // self.arena.piece.dtype.itemsize
             if request.shared and request.in_place:
                 size = self.arena.piece.size
             for start, stop in cut_into(ranges, min(size, BLOCK_ELEMENTS) if request.averaged else size):
@@ -115,6 +115,13 @@ class Pulling:
                 refuse(thing, "encoding", request.encoding, "absent but for parameters of float32 that are sent")
         if request.shared and (request.averaged or request.state or key_of(request.member) not in self.memories):
             raise not_shared("it has not asked, or this shard has been started again")
+
+    def _bytes_at_once(self, request: shard_pb2.PullRequest) -> int:
+        """Of parameters, in one message."""
+        if request.shared:
+            return SHARED_BYTES_AT_ONCE
+        encoding = encodings.of_parameters(request.encoding) if request.encoding else None
+        return CHUNK_BYTES * (encoding.together if encoding else 1)
 
     def _part(self, request: shard_pb2.PullRequest, start: int, stop: int) -> bytes:
         """One message of what is asked for: values, or where they lie."""

@@ -93,8 +93,8 @@ class ShardRun(Pushing):
     # --- Rounds -------------------------------------------------------------------------------------------------
 
     async def gather(
-        self, request: shard_control_pb2.GatherRoundRequest
-    ) -> AsyncGenerator[shard_control_pb2.GatherRoundResponse, None]:
+        self, request: shard_control_pb2.RoundToGather
+    ) -> AsyncGenerator[shard_control_pb2.RoundProgress, None]:
         """Open an attempt, or look on if it is open; tell what arrives, and at last the sums."""
         id = (request.id.round, request.id.attempt)
         await self._until_ready(*id)
@@ -126,7 +126,7 @@ class ShardRun(Pushing):
                     self._counted.expect(id[0], gathering.sequences(for_any_round=True))
                 if not sums.nonfinite:
                     self.arena.gathered.write(gathering.gathered)
-                yield shard_control_pb2.GatherRoundResponse(sums=sums)
+                yield shard_control_pb2.RoundProgress(sums=sums)
                 return
             await self._changed.until(
                 lambda: self._check_alive() and (self._gathering is not gathering or telling.has_news)

@@ -200,11 +200,16 @@ class ShardService(shard_control_pb2_grpc.ShardControlServicer):
         await self._drop(request.run)
         return shard_control_pb2.DropRunResponse()
 
-    async def GatherRound(
-        self, request: shard_control_pb2.GatherRoundRequest, _: Context
-    ) -> AsyncGenerator[shard_control_pb2.GatherRoundResponse, None]:
-        async for message in self._run(request.run).gather(request):
-            yield message
+    async def LeadRounds(
+        self, requests: AsyncIterator[shard_control_pb2.LeadRoundsRequest], _: Context
+    ) -> AsyncGenerator[shard_control_pb2.LeadRoundsResponse, None]:
+        async for request in requests:
+            if request.HasField("finish"):
+                step = await self._run(request.run).finish(request.finish)
+                yield shard_control_pb2.LeadRoundsResponse(finished=step)
+            if request.HasField("gather"):
+                async for message in self._run(request.run).gather(request.gather):
+                    yield shard_control_pb2.LeadRoundsResponse(gathered=message)
 
     async def CloseRound(
         self, request: shard_control_pb2.CloseRoundRequest, _: Context
@@ -223,11 +228,6 @@ class ShardService(shard_control_pb2_grpc.ShardControlServicer):
     ) -> AsyncGenerator[shard_control_pb2.MeasureRoundResponse, None]:
         for message in await self._run(request.run).measure(request.decision):
             yield message
-
-    async def FinishRound(
-        self, request: shard_control_pb2.FinishRoundRequest, _: Context
-    ) -> shard_control_pb2.FinishRoundResponse:
-        return shard_control_pb2.FinishRoundResponse(step=await self._run(request.run).finish(request.decision))
 
     async def HoldState(
         self, request: shard_control_pb2.HoldStateRequest, _: Context
