@@ -3,8 +3,8 @@
     FAULTS_ORDER=FILE python -P doomed.py shard ...
 
 The file, if it is there when the process starts or gets SIGUSR1, holds a number and a pattern, which is looked for in
-`path:function`. It is removed by whoever dies of it, so that the next process lives. Nothing of the servers is changed
-for it: lines are counted by the interpreter's own tracing.
+`path:function`. It is removed by whoever dies of it, so that the next process lives. Whoever finds it gone when its
+time has come lives on. Nothing of the servers is changed for it: lines are counted by the interpreter's own tracing.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def obey(path: Path) -> None:
         nonlocal left
         if event == "line":
             left -= 1
-            if left <= 0:
+            if left == 0 and path.exists():  # or else it was pardoned
                 path.with_suffix(".done").write_text(f"{frame.f_code.co_filename}:{frame.f_lineno}")
                 path.unlink()
                 os.kill(os.getpid(), signal.SIGKILL)
