@@ -15,7 +15,7 @@ PIP_FLAGS := --quiet --disable-pip-version-check
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow worlds check lint format types proto proto-check bench bench-setup bench-step bench-many bench-growth bench-wires bench-recovery bench-rules clean
+.PHONY: help setup demo test test-slow worlds check lint format types proto proto-check bench bench-setup bench-step bench-many bench-growth bench-wires bench-recovery bench-memory bench-rules clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -73,6 +73,9 @@ bench-wires: $(VENV)/.runtime ## time a step with each encoding
 
 bench-recovery: $(VENV)/.runtime ## time from the kill of a shard to the next step, and the journal's cost
 	$(BIN)/python bench/recovery.py $(ARGS)
+
+bench-memory: $(VENV)/.runtime ## what a shard's memory is made of, beside the bar
+	$(BIN)/python -m bench.memory $(ARGS)
 
 bench-rules: $(VENV)/.runtime ## time every rule, beside torch if it is installed
 	$(BIN)/python bench/rules.py $(ARGS)

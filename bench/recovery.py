@@ -110,8 +110,9 @@ def shard_that_can_do_without() -> int:
 
     def update(self: Finishing, turn: Turn | Swept) -> None:
         assert self._step is not None
-        for unit in turn.units:
-            self._step.update(unit.spans)
+        with np.errstate(all="ignore"):
+            for unit in turn.units:
+                self._step.update(unit.spans)
 
     def carry_out_maybe(self: Finishing, turn: Turn) -> None:
         (update if self._arena.piece.spec.name == WITHOUT else carry_out)(self, turn)

@@ -13,6 +13,7 @@ from bench.compare.catalogue import SYSTEMS
 from bench.compare.table import chart, markdown
 from bench.compare.turns import Result, groups_of
 from bench.fit import power_law
+from bench.memory import made_of
 from stepd.chart import Line, Panel, render
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -103,3 +104,25 @@ def test_a_power_law_is_straight_over_logarithms() -> None:
     (line,) = document.iter(f"{SVG}polyline")
     (x0, y0), (x1, y1), (x2, y2) = (map(float, pair.split(",")) for pair in line.attrib["points"].split())
     assert math.isclose((y1 - y0) / (x1 - x0), (y2 - y1) / (x2 - x1), rel_tol=0.01)
+
+
+def test_what_memory_is_made_of() -> None:
+    smaps = """\
+7f0000000000-7f0000010000 rw-s 00000000 00:1a 7          /dev/shm/fleet/shard-0/runs/w/accumulator
+Rss:                  64 kB
+Anonymous:             0 kB
+7f0000010000-7f0000020000 rw-s 00000000 00:1a 8          /dev/shm/fleet/shard-0/runs/w/parameters
+Rss:                  32 kB
+Anonymous:             0 kB
+7f0000020000-7f0000030000 r--s 00000000 00:01 9          /memfd:stepd-gradients (deleted)
+Rss:                  16 kB
+Anonymous:             0 kB
+7f0000030000-7f0000040000 rw-p 00000000 fe:00 10         /lib/libc.so
+Rss:                  12 kB
+Anonymous:             4 kB
+7f0000040000-7f0000050000 rw-p 00000000 00:00 0
+Rss:                   2 kB
+Anonymous:             2 kB
+"""
+    expected = {"state": 32, "sum": 64, "workers": 16, "files": 8, "own": 6}
+    assert made_of(smaps) == {kind: kib * 1024 for kind, kib in expected.items()}

@@ -38,6 +38,11 @@ class _Group(NamedTuple):
     scalars: int
 
 
+def quiet() -> np.errstate:
+    """What updates are made within: NumPy says nothing. It belongs to a thread and a task."""
+    return np.errstate(all="ignore")
+
+
 class Step:
     """What a decision makes of the gathered gradient, span by span."""
 
@@ -83,24 +88,22 @@ class Step:
 
     def measure(self, span: Span) -> tuple[Array, Array]:
         """What a layerwise rule wants the norms of; good until the next call of anything here."""
-        with np.errstate(all="ignore"):
+        with quiet():
             return self._groups[span.group].rule.measure(self._block(span), self._moment(span))
 
     def update(self, spans: Sequence[Span]) -> None:
-        """Update parameters and buffers, and the run's average."""
-        # Here and not around all turns: it belongs to a thread and a task.
-        with np.errstate(all="ignore"):
-            for span in spans:
-                rule, at = self._groups[span.group].rule, self._moment(span)
-                update = self._compiled_update(span, at)
-                if update is None:
-                    rule.update(self._block(span), at)
-                else:
-                    p = self._arena.parameters[span.start : span.stop]
-                    update.kernel(update.constants, [p, self._total(span), *self._buffers(span)])
-                if self._averaging.counts:
-                    (spare,) = self._scratch.rows(1, span.stop - span.start)
-                    self._averaging.add(span.start, span.stop, spare)
+        """Update parameters and buffers, and the run's average. Within `quiet`, which is dear for each block."""
+        for span in spans:
+            rule, at = self._groups[span.group].rule, self._moment(span)
+            update = self._compiled_update(span, at)
+            if update is None:
+                rule.update(self._block(span), at)
+            else:
+                p = self._arena.parameters[span.start : span.stop]
+                update.kernel(update.constants, [p, self._total(span), *self._buffers(span)])
+            if self._averaging.counts:
+                (spare,) = self._scratch.rows(1, span.stop - span.start)
+                self._averaging.add(span.start, span.stop, spare)
 
     @property
     def compiles(self) -> bool:
@@ -135,10 +138,9 @@ class Step:
                 self._arena.prepare_scalars(span.slice, group.rule.advance(self._moment(span)))
 
     def average(self, start: int, stop: int) -> None:
-        """Average what the step has left as it is."""
+        """Average what the step has left as it is. Within `quiet`."""
         (scratch,) = self._scratch.rows(1, stop - start)
-        with np.errstate(all="ignore"):
-            self._averaging.add(start, stop, scratch)
+        self._averaging.add(start, stop, scratch)
 
     def averaged_alone(self, touched: Bools) -> Iterator[tuple[int, int]]:
         """Stretches of the flat space that the step averages and does not touch."""

@@ -26,7 +26,7 @@ from stepd.rules import Reach
 from stepd.rules.base import Array
 from stepd.v1 import round_pb2
 from stepd_server.kernels.compiled import Kernel, Words
-from stepd_server.shard.applying import Step
+from stepd_server.shard.applying import Step, quiet
 from stepd_server.shard.arena import Arena
 from stepd_server.shard.gathered import Gathered
 from stepd_server.shard.journal import COUNTING, Field
@@ -195,14 +195,15 @@ class Finishing:
     def carry_out(self, turn: Turn) -> None:
         """Do a turn's units, or break off where it can be gone on from."""
         assert self._step is not None
-        for number, unit in enumerate(turn.units, turn.first):
-            keep(self._journal, self._arena.undo, self._overwritten(unit))
-            self._journal.store(Field.PROGRESS, 2 * number + 1)
-            if unit.spans:
-                self._step.update(unit.spans)
-            else:
-                self._step.average(unit.start, unit.stop)
-            self._journal.store(Field.PROGRESS, 2 * number + 2)
+        with quiet():
+            for number, unit in enumerate(turn.units, turn.first):
+                keep(self._journal, self._arena.undo, self._overwritten(unit))
+                self._journal.store(Field.PROGRESS, 2 * number + 1)
+                if unit.spans:
+                    self._step.update(unit.spans)
+                else:
+                    self._step.average(unit.start, unit.stop)
+                self._journal.store(Field.PROGRESS, 2 * number + 2)
 
     def calls(self, turn: Swept, slot: int = 0) -> list[tuple[Kernel, Words]] | None:
         """The calls of kernels that do what is left of a turn of a sweep; None if there are not kernels for all of it.
@@ -228,11 +229,12 @@ class Finishing:
             self.run(turn, calls)
             return
         assert self._step is not None
-        for now, unit in self._left(turn):
-            keep(self._journal, self._arena.undo, self._overwritten(unit))
-            self._journal.mark(turn.word, now._replace(whole=True).word)
-            self._step.update(unit.spans)
-            self._journal.mark(turn.word, Standing(units=now.units + 1).word)
+        with quiet():
+            for now, unit in self._left(turn):
+                keep(self._journal, self._arena.undo, self._overwritten(unit))
+                self._journal.mark(turn.word, now._replace(whole=True).word)
+                self._step.update(unit.spans)
+                self._journal.mark(turn.word, Standing(units=now.units + 1).word)
 
     def swept(self, sweep: Sweep) -> None:
         """All turns of a sweep are done."""
