@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 WORLDS ?= 3000
 # One process more than there are cores, for many tests wait, and four at most. Each has fleets of its own, and each file
 # is in one of them as a whole, in the order of their names: tests/faults, which wait for leases, beside what computes, and
-# the quick ones of tests/unit at the end.
+# the quick ones of tests/unit at the end. Only the simulated worlds are shared by all (tests/conftest.py).
 PARALLEL ?= -n $(shell $(PYTHON) -c 'import os; print(min(4, len(os.sched_getaffinity(0)) + 1))') --dist loadfile --no-loadscope-reorder
 PIP_FLAGS := --quiet --disable-pip-version-check
 # Whatever the shell says: tests start hundreds of servers, and each would compile our modules for itself.
