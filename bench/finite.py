@@ -3,14 +3,14 @@
     python -m bench.finite [--times 15] [--workers 2]
 
 Workload W of bench/compare on one shard, in one process and without a wire: so adding is all that receiving is.
-Prints milliseconds for all contributions of a round, and the share that looking has, as JSON: medians, taken in turns.
+Prints milliseconds for all contributions of a round, and the share that looking has, as JSON: the least of all times,
+taken in turns, as what is to be seen is less than what the rest of a machine does to a median.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import time
 from typing import Any
 from unittest import mock
@@ -98,8 +98,8 @@ def measure(rounds: Rounds, way: str, times: int) -> dict[str, float]:
         found["with"].append(rounds.seconds(loops["with"]))
         with mock.patch.object(in_numpy, "is_finite", trusting):
             found["without"].append(rounds.seconds(loops["without"]))
-    medians = {how: 1000 * statistics.median(seconds[1:]) for how, seconds in found.items()}
-    return medians | {"share": 1 - medians["without"] / medians["with"]}
+    least = {how: 1000 * min(seconds[1:]) for how, seconds in found.items()}
+    return least | {"share": 1 - least["without"] / least["with"]}
 
 
 def main() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -19,10 +21,21 @@ def pytest_configure() -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("stepd", "simulated worlds (tests/simulator)")
-    group.addoption("--worlds", type=int, default=200, metavar="N", help="live through the first N (default: 200)")
+    group.addoption("--worlds", type=int, default=1000, metavar="N", help="live through the first N (default: 1000)")
     group.addoption("--first-world", type=int, default=0, metavar="SEED", help="begin with this one (default: 0)")
     group.addoption("--world", type=int, metavar="SEED", help="live through this one and print its history")
     group.addoption("--faults", metavar="NUMBERS", help="with --world: only these of its faults, as 0,2; or none")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Each file is in one process as a whole, but for the worlds: they have nothing in common, and take long."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    scheduling: Any = importlib.import_module("xdist.scheduler").LoadFileScheduling(config, log)
+    file_of = scheduling._split_scope
+    scheduling._split_scope = lambda test: test if file_of(test).endswith("/test_worlds.py") else file_of(test)
+    return scheduling
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import grpc
 import grpc.aio
 
 from stepd.errors import InvalidArgument
-from stepd.limits import KIB, MESSAGE_BYTES_MAX
+from stepd.limits import KIB, MESSAGE_BYTES_MAX, TOKEN_CHARS_MAX
 from stepd.targets import is_loopback, parse_target
 from stepd.tls import TLS
 
@@ -30,7 +30,6 @@ RECONNECT_S_MAX: Final = 1
 RESOLVE_S: Final = 1
 # Status details travel as metadata; stepd.status keeps them below this, gRPC's default soft limit.
 METADATA_BYTES_MAX: Final = 8 * KIB
-TOKEN_CHARS_MAX: Final = 1024
 
 # Wanted on both ends of a connection.
 SHARED_OPTIONS: Final[tuple[tuple[str, int], ...]] = (

@@ -54,6 +54,8 @@ PARAMETERS_MAX: Final = 20_000
 RUN_NAME_CHARS_MAX: Final = 128
 WORKER_NAME_CHARS_MAX: Final = 128
 PARAMETER_NAME_CHARS_MAX: Final = 512
+# Goes with every call, in the 8 KiB of its metadata.
+TOKEN_CHARS_MAX: Final = 1024
 DIMENSIONS_MAX: Final = 64  # NumPy's own
 # Elements of one run; offsets stay far below 2^63 even when counted in bytes.
 ELEMENTS_MAX: Final = 1 << 44

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from numbers import Real
 from types import MappingProxyType, NoneType, UnionType
-from typing import Any, Final, Literal, NoReturn, TypeGuard, Union, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, NamedTuple, NoReturn, TypeGuard, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -24,6 +24,7 @@ MAY_BE_INFINITE: Final[Mapping[str, object]] = MappingProxyType({"may_be_infinit
 SHOWN_CHARS_MAX: Final = 160
 # Numbers travel as doubles; larger integers would change on the way.
 INTEGER_MAX: Final = 1 << 53
+_NUMBERS: Final = (int, float)
 
 
 def shown(value: object) -> str:
@@ -55,14 +56,15 @@ class Settings:
     """Base of frozen dataclasses whose fields are converted to their types and checked."""
 
     def __post_init__(self) -> None:
-        kinds = field_kinds(type(self))
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for name, kind, plain, may_be_infinite in _forms_of(type(self)):
+            value = getattr(self, name)
+            if _is_plain(value, plain):
+                continue
             try:
-                fitting = fit(kinds[field.name], value, may_be_infinite="may_be_infinite" in field.metadata)
+                fitting = fit(kind, value, may_be_infinite=may_be_infinite)
             except Unfit as unfit:
-                refuse(type(self).__name__, field.name, value, unfit.expected)
-            object.__setattr__(self, field.name, fitting)
+                refuse(type(self).__name__, name, value, unfit.expected)
+            object.__setattr__(self, name, fitting)
         self.check()
 
     def check(self) -> None:
@@ -88,6 +90,48 @@ def field_kinds(cls: type[Settings]) -> Mapping[str, Any]:
 def _read_kinds(cls: type[Settings]) -> Mapping[str, Any]:
     hints = get_type_hints(cls)
     return MappingProxyType({field.name: hints[field.name] for field in fields(cls)})
+
+
+class _Form(NamedTuple):
+    """What a field takes.
+
+    Attributes:
+        plain: a value of one of these very types is what `fit` gives for it, unless it is a number out of range.
+    """
+
+    name: str
+    kind: Any
+    plain: frozenset[type]
+    may_be_infinite: bool
+
+
+_forms: Final[dict[type, tuple[_Form, ...]]] = {}
+
+
+def _forms_of(cls: type[Settings]) -> tuple[_Form, ...]:
+    if cls not in _forms:
+        kinds = field_kinds(cls)
+        _forms[cls] = tuple(
+            _Form(field.name, kinds[field.name], _plain(kinds[field.name]), "may_be_infinite" in field.metadata)
+            for field in fields(cls)
+        )
+    return _forms[cls]
+
+
+def _plain(kind: Any) -> frozenset[type]:
+    either = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    # Of two kinds of numbers the first takes what fits the second.
+    plain = [each for each in either if isinstance(each, type)]
+    return frozenset(plain if not {int, float} <= {*plain} else {*plain} - {int, float})
+
+
+def _is_plain(value: object, plain: frozenset[type]) -> bool:
+    kind = type(value)
+    if kind not in plain:
+        return False
+    elif kind is float:
+        return math.isfinite(value)  # type: ignore[arg-type]
+    return kind is not int or -INTEGER_MAX <= value <= INTEGER_MAX  # type: ignore[operator]
 
 
 def check_field_names(cls: type[Settings], names: Iterable[str]) -> None:
@@ -184,6 +228,8 @@ def _fit_tuple(kinds: tuple[Any, ...], value: object, may_be_infinite: bool) -> 
     expected = "a list" if open_ended else f"{len(kinds)} values"
     if not isinstance(value, list | tuple) or (not open_ended and len(value) != len(kinds)):
         raise Unfit(expected)
+    if open_ended and kinds[0] not in _NUMBERS and all(type(item) is kinds[0] for item in value):
+        return tuple(value)  # of twenty thousand parameters
     each = kinds[:1] * len(value) if open_ended else kinds
     try:
         return tuple(fit(kind, item, may_be_infinite=may_be_infinite) for kind, item in zip(each, value, strict=True))

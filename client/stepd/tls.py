@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass, field
-
-import grpc
+from typing import TYPE_CHECKING
 
 from stepd.errors import InvalidArgument
 from stepd.limits import MIB
+
+if TYPE_CHECKING:
+    import grpc
 
 __all__ = ["TLS", "read_file", "read_secret"]
 
@@ -42,6 +44,9 @@ class TLS:
 
     def channel_credentials(self) -> grpc.ChannelCredentials:
         """What a client needs to open a channel."""
+        # Whoever only names certificates, as a supervisor does, does not wait for gRPC.
+        import grpc  # noqa: PLC0415
+
         return grpc.ssl_channel_credentials(
             root_certificates=None if self.ca is None else read_file(self.ca, "the TLS authority"),
             private_key=None if self.key is None else read_secret(self.key, "the TLS key"),
@@ -50,6 +55,8 @@ class TLS:
 
     def server_credentials(self) -> grpc.ServerCredentials:
         """What a server needs to listen. With `ca`, clients must show a certificate of that authority."""
+        import grpc  # noqa: PLC0415  (as above)
+
         if self.cert is None or self.key is None:
             raise InvalidArgument("TLS: a server needs cert and key", expected="cert=PATH, key=PATH", given=None)
         pair = (read_secret(self.key, "the TLS key"), read_file(self.cert, "the TLS certificate"))

@@ -24,7 +24,6 @@ from stepd.targets import Target, parse_target
 from stepd.tls import TLS
 from stepd_server.folders import held_shards
 from stepd_server.logs import set_up_logging
-from stepd_server.roles import run_coordinator, run_shard
 from stepd_server.settings import (
     CannotStart,
     CoordinatorSettings,
@@ -34,7 +33,6 @@ from stepd_server.settings import (
     check_exposure,
     cores,
 )
-from stepd_server.supervisor import run_fleet
 from stepd_server.tokens import FLEET_TOKEN_VARIABLE, Tokens
 
 __all__ = ["ENVIRONMENT_PREFIX", "build_parser", "main", "read_settings"]
@@ -60,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warn_of_unknown_variables(os.environ)
     try:
         settings = read_settings(args)
-        return asyncio.run(_RUN[args.role](settings))
+        return asyncio.run(_serve(settings))
     except CannotStart as error:
         if str(error):
             print(f"stepd {args.role}: {error}", file=sys.stderr)
@@ -72,11 +70,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-_RUN: Final[dict[str, Callable[[Any], Coroutine[Any, Any, int]]]] = {
-    "serve": run_fleet,
-    "coordinator": run_coordinator,
-    "shard": run_shard,
-}
+def _serve(settings: CoordinatorSettings | ShardSettings | FleetSettings) -> Coroutine[Any, Any, int]:
+    """The server of these settings; imported here, for a supervisor needs neither gRPC nor NumPy."""
+    if isinstance(settings, FleetSettings):
+        from stepd_server.supervisor import run_fleet  # noqa: PLC0415
+
+        return run_fleet(settings)
+    from stepd_server.roles import run_coordinator, run_shard  # noqa: PLC0415
+
+    return run_coordinator(settings) if isinstance(settings, CoordinatorSettings) else run_shard(settings)
 
 
 def build_parser(environ: Mapping[str, str] = os.environ) -> argparse.ArgumentParser:
@@ -185,14 +187,16 @@ def _variable(flag: str) -> str:
 
 def warn_of_unknown_variables(environ: Mapping[str, str]) -> None:
     """A misspelt variable is otherwise silent. Only a warning: an orchestrator may define some under our prefix."""
-    known = {FLEET_TOKEN_VARIABLE}
+    given = {name for name in environ if name.startswith(ENVIRONMENT_PREFIX)} - {FLEET_TOKEN_VARIABLE}
+    if not given:
+        return
+    known = set[str]()
     for action in build_parser({})._actions:  # noqa: SLF001  (argparse has no public way to list flags)
         if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
             for role in action.choices.values():
                 known.update(_variable(flag) for flag in role._option_string_actions)  # noqa: SLF001
-    for name in sorted(set(environ) - known):
-        if name.startswith(ENVIRONMENT_PREFIX):
-            logger.warning("ignoring the environment variable %s: there is no flag of that name", name)
+    for name in sorted(given - known):
+        logger.warning("ignoring the environment variable %s: there is no flag of that name", name)
 
 
 def read_settings(args: argparse.Namespace) -> CoordinatorSettings | ShardSettings | FleetSettings:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import grpc.aio
-
-from stepd.channel import open_channel
 from stepd.targets import Target, is_loopback
 from stepd.tls import TLS
 from stepd_server.tokens import Tokens
+
+if TYPE_CHECKING:
+    import grpc.aio
 
 __all__ = [
     "CannotStart",
@@ -50,6 +51,8 @@ class Security:
 
     def dial(self, target: str) -> grpc.aio.Channel:
         """Open a channel to another server of the fleet."""
+        from stepd.channel import open_channel  # noqa: PLC0415 (a supervisor opens none, and gRPC takes a while)
+
         # Servers that were given no authority share one certificate, which then stands for itself.
         tls = self.tls and TLS(ca=self.tls.ca or self.tls.cert, cert=self.tls.cert, key=self.tls.key)
         token = None if self.tokens is None else self.tokens.fleet_token

@@ -8,8 +8,8 @@ import hmac
 import os
 from typing import Final
 
-from stepd.channel import TOKEN_CHARS_MAX
 from stepd.errors import InvalidArgument
+from stepd.limits import TOKEN_CHARS_MAX
 from stepd.tls import read_secret
 
 __all__ = ["FLEET_TOKEN_VARIABLE", "Role", "Tokens"]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import pytest
@@ -18,117 +17,108 @@ import pytest
 import stepd
 from stepd.rules import Reach, Rule
 from tests.integration.layouts import shards_of
-from tests.reference.as_stepd import clip, schedule
-from tests.reference.cases import CASES, STEPS, TOLERANCE, Case, error, gradient, initial, reference
+from tests.integration.together import Together, once
+from tests.reference.cases import CASES, STEPS, TOLERANCE, Arrays, Case, error, gradient, reference
 from tests.reference.rule_cases import OTHER_CASES, SPANNING_CASES, TORCH_CASES
 
 Fleets = Callable[[int], stepd.LocalFleet]
 
-SHARDS = (1, 3)
-# The first test of a dtype trains all of its cases, twice: half a minute, and on a busy machine many times that.
+# After so many steps cases with a tensor for all shards are compared to the bit: what they cost is their size.
+EARLY = 10
+# The first test of a dtype trains all of its cases, twice: many seconds, and on a busy machine many times that.
 pytestmark = pytest.mark.timeout(1200)
 
 # Groups of a case's own have one clip in common, which groups of a run have not.
 SMALL_CASES = {name: case for name, case in (CASES | TORCH_CASES | OTHER_CASES).items() if not case.groups}
 EVERY_CASE = SMALL_CASES | SPANNING_CASES
-# Not the case's name: rules look for "bias" and "norm" in the names of parameters.
-PREFIX = {name: f"{index}/" for index, name in enumerate(EVERY_CASE)}
 
 
 @dataclass(frozen=True)
 class Trained:
     """Attributes:
+    early: parameters after EARLY steps, by name of the case.
     params: at the end, by name of the case.
     lr: the rates of all steps, by name of the case.
     lies_on: by name of the case: how many shards its parameters lie on.
     """
 
-    params: dict[str, dict[str, np.ndarray]]
+    early: dict[str, Arrays]
+    params: dict[str, Arrays]
     lr: dict[str, list[float]]
     lies_on: dict[str, dict[str, int]]
 
 
-def _group(case: Case) -> stepd.ParamGroup:
-    options = dict(case.options)
-    if "exclude" in options:
-        options["exclude"] = tuple(g if g.startswith("*") else PREFIX[case.name] + g for g in options["exclude"])
-    return stepd.ParamGroup(
-        {PREFIX[case.name] + name: value for name, value in initial(case).items()},
-        optimizer=getattr(stepd, case.rule)(**options),
-        schedule=schedule(case.schedule),
-        clip=clip(case),
-    )
-
-
-def _own(case: Case, params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: params[PREFIX[case.name] + name] for name in case.shapes}
+Train = Callable[..., Trained]
 
 
 @pytest.fixture(scope="module")
-def trained(fleets: Fleets) -> Callable[[str, int], Trained]:
-    """All cases of a dtype, trained on so many shards.
+def trained(fleets: Fleets) -> Train:
+    """All cases of a dtype, trained on so many shards; with those that have a tensor for all shards, or without."""
 
-    Once: where that fails, all tests of these cases fail for the same reason, without trying again.
-    """
-
-    def train(dtype: str, shards: int) -> Trained:
-        small, spanning = (
-            [case for case in cases.values() if case.dtype == dtype] for cases in (SMALL_CASES, SPANNING_CASES)
-        )
-        cases = [*small, *spanning]
+    @once
+    def trained(dtype: str, shards: int, steps: int, spanning: bool) -> Trained:
+        small = [case for case in SMALL_CASES.values() if case.dtype == dtype]
+        added = [case for case in SPANNING_CASES.values() if case.dtype == dtype and spanning]
+        together = Together([*small, *added])
         with stepd.connect(fleets(shards).target) as client, contextlib.ExitStack() as cleanup:
-            groups = [_group(case) for case in small]
+            groups = [together.group(case) for case in small]
             run = client.create_run(f"rules-{dtype}", groups, optimizer=stepd.SGD(), sync=stepd.Sync(workers=1))
             cleanup.callback(run.delete)
-            for case in spanning:
-                run.add_param_group(_group(case))
+            for case in added:
+                run.add_param_group(together.group(case))
             lies_on = shards_of(client, run.name)
-            rates = []
-            with run.join() as worker:
-                params = worker.pull()
-                for step in range(STEPS):
-                    grads = {
-                        PREFIX[case.name] + name: grad
-                        for case in cases
-                        for name, grad in gradient(case, step, _own(case, params)).items()
-                    }
-                    result = worker.step(grads)
-                    assert not result.skipped
-                    params = result.params
-                    rates.append(result.lr)
-        lr = {case.name: [of_step[i] for of_step in rates] for i, case in enumerate(cases)}
+            rates: list[list[float]] = []
+            early: dict[str, np.ndarray] = {}
+
+            def note(result: stepd.StepResult) -> None:
+                assert not result.skipped
+                rates.append(result.lr)
+                if len(rates) == EARLY:
+                    early.update({name: array.copy() for name, array in result.params.items()})
+
+            params = together.train(run, range(steps), gradient, note)
         return Trained(
-            {case.name: _own(case, params) for case in cases},
-            lr,
-            {case.name: {name: lies_on[PREFIX[case.name] + name] for name in case.shapes} for case in cases},
+            {case.name: together.own(case, early) for case in together.cases},
+            {case.name: together.own(case, params) for case in together.cases},
+            {case.name: [of_step[i] for of_step in rates] for i, case in enumerate(together.cases)},
+            {case.name: together.own(case, lies_on) for case in together.cases},
         )
-
-    @cache
-    def outcome(dtype: str, shards: int) -> Trained | BaseException:
-        try:
-            return train(dtype, shards)
-        except (Exception, pytest.fail.Exception) as error:  # noqa: BLE001 (raised again, for every case)
-            return error
-
-    def trained(dtype: str, shards: int) -> Trained:
-        found = outcome(dtype, shards)
-        if isinstance(found, BaseException):
-            raise found
-        return found
 
     return trained
 
 
-@pytest.mark.parametrize("case", EVERY_CASE.values(), ids=str)
-def test_a_hundred_steps_give_the_known_numbers(trained: Callable[[str, int], Trained], case: Case) -> None:
+@pytest.mark.parametrize("case", SMALL_CASES.values(), ids=str)
+def test_a_hundred_steps_give_the_known_numbers(trained: Train, case: Case) -> None:
     """Within 1e-6 in float32 and 1e-12 in float64; and the same bits whatever the number of shards."""
-    one, three = (trained(case.dtype, shards) for shards in SHARDS)
-    for name, array in one.params[case.name].items():
-        assert array.tobytes() == three.params[case.name][name].tobytes(), name
-    assert error(case, one.params[case.name]) <= TOLERANCE[case.dtype]
-    np.testing.assert_allclose(one.lr[case.name], reference(case).lr[:, 0], rtol=1e-12)
-    if case.name in SPANNING_CASES:
-        assert three.lies_on[case.name]["table"] == 3
+    one, three = trained(case.dtype, 1, STEPS, False), trained(case.dtype, 3, STEPS, True)
+    check_bits(one.params[case.name], three.params[case.name])
+    check_numbers(case, one)
+
+
+@pytest.mark.parametrize("case", SPANNING_CASES.values(), ids=str)
+def test_a_tensor_that_lies_on_all_shards_gives_the_known_numbers_as_well(trained: Train, case: Case) -> None:
+    one, three = trained(case.dtype, 1, EARLY, True), trained(case.dtype, 3, STEPS, True)
+    check_bits(one.early[case.name], three.early[case.name])
+    check_numbers(case, three)
+    assert three.lies_on[case.name]["table"] == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", SPANNING_CASES.values(), ids=str)
+def test_a_large_tensor_on_one_shard_gives_the_known_numbers_after_a_hundred_steps(trained: Train, case: Case) -> None:
+    one, three = trained(case.dtype, 1, STEPS, True), trained(case.dtype, 3, STEPS, True)
+    check_bits(one.params[case.name], three.params[case.name])
+    check_numbers(case, one)
+
+
+def check_bits(one: Arrays, other: Arrays) -> None:
+    for name, array in one.items():
+        assert array.tobytes() == other[name].tobytes(), name
+
+
+def check_numbers(case: Case, trained: Trained) -> None:
+    assert error(case, trained.params[case.name]) <= TOLERANCE[case.dtype]
+    np.testing.assert_allclose(trained.lr[case.name], reference(case).lr[:, 0], rtol=1e-12)
 
 
 def test_nothing_is_left_out() -> None:

@@ -1,9 +1,8 @@
-"""The state of the optimizer goes out and comes in through real fleets: from torch, to torch, and all or nothing."""
+"""The state of the optimizer goes out and comes in through real fleets: one for all shards, and all or nothing."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import pickle
 import threading
 from collections.abc import Callable
@@ -14,146 +13,10 @@ import pytest
 
 import stepd
 from tests.patience import PATIENCE_S
-from tests.reference.as_stepd import create_run_arguments
-from tests.reference.cases import LARGE, STEPS, TOLERANCE, Arrays, Case, error, gradient, initial
-from tests.reference.rule_cases import OTHER_CASES
-from tests.reference.state_cases import AFTER, BEFORE, STATE_CASES, state_gradient, stored_state
+from tests.reference.cases import LARGE
 
 Connect = Callable[..., stepd.Client]
 F4 = np.float32
-
-_VARIANTS = list(dict.fromkeys(name.rpartition("-")[0] for name in STATE_CASES))
-
-
-def _is_quick(case: Case, shards: int) -> bool:
-    """Of each variant one dtype and one number of shards, in turns; the rest is for `make test-slow`."""
-    variant, _, dtype = case.name.rpartition("-")
-    return (dtype, shards) == (("float64", 1), ("float32", 3))[_VARIANTS.index(variant) % 2]
-
-
-# The variants that this leaves out in doubles.
-EACH = pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(
-            case, id=str(case), marks=() if case.dtype == "float64" and not _is_quick(case, 1) else pytest.mark.slow
-        )
-        for case in STATE_CASES.values()
-    ],
-)
-EACH_SOMEWHERE = pytest.mark.parametrize(
-    ("case", "shards"),
-    [
-        pytest.param(case, shards, id=f"{case}-{shards}", marks=() if _is_quick(case, shards) else pytest.mark.slow)
-        for case in STATE_CASES.values()
-        for shards in (1, 3)
-    ],
-)
-
-
-def train(run: stepd.Run, case: Case, steps: range) -> Arrays:
-    """Where the run's parameters are after these steps."""
-    with run.join() as worker:
-        params = worker.pull()
-        for step in steps:
-            params = worker.step(state_gradient(case, step, params)).params
-    return params
-
-
-def create(client: stepd.Client, name: str, case: Case, params: Arrays) -> stepd.Run:
-    return client.create_run(name, **create_run_arguments(case) | {"params": params})
-
-
-@EACH_SOMEWHERE
-def test_what_torch_saved_continues_here(connect: Connect, name: str, case: Case, shards: int) -> None:
-    """20 further steps from torch's state and parameters are torch's own."""
-    saved = stored_state(case)
-    run = create(connect(shards), name, case, saved.params)
-    run.load_state_dict(saved.state_dict)
-    params = train(run, case, range(BEFORE, BEFORE + AFTER))
-    assert error(case, params, {key: array.reshape(-1) for key, array in saved.final.items()}) <= TOLERANCE[case.dtype]
-    assert run.step_count == AFTER
-    run.delete()
-
-
-@EACH
-def test_what_is_saved_here_is_what_torch_saved(connect: Connect, name: str, case: Case) -> None:
-    """The same keys, shapes, dtypes and hyperparameters, and numbers as near as the parameters are."""
-    saved = stored_state(case)
-    run = create(connect(3), name, case, initial(case))
-    train(run, case, range(BEFORE))
-    given = run.state_dict()
-    assert given["state"].keys() == saved.state_dict["state"].keys()
-    for index, expected in saved.state_dict["state"].items():
-        entry = given["state"][index]
-        assert {key: (a.shape, a.dtype) for key, a in entry.items()} == {
-            key: (a.shape, a.dtype) for key, a in expected.items()
-        }
-        for key, array in expected.items():
-            # Averages pass through zero: compared by the largest element.
-            scale = max(float(np.abs(array).max(initial=0)), 1e-3)
-            np.testing.assert_allclose(entry[key], array, rtol=0, atol=50 * TOLERANCE[case.dtype] * scale)
-    (group,), (expected_group,) = given["param_groups"], saved.state_dict["param_groups"]
-    assert group.pop("param_names") == list(case.shapes)
-    assert {key: list(v) if isinstance(v, tuple) else v for key, v in group.items()} == expected_group
-    run.delete()
-
-
-@EACH_SOMEWHERE
-def test_what_is_saved_here_continues_in_torch(connect: Connect, name: str, case: Case, shards: int) -> None:
-    """20 further steps in torch end where 20 further steps here do."""
-    pytest.importorskip("torch")
-    Training = importlib.import_module("tests.reference.torch_states").Training  # noqa: N806 (a class)
-    run = create(connect(shards), name, case, initial(case))
-    params = train(run, case, range(BEFORE))
-    training = Training(case, params)
-    training.optimizer.load_state_dict(stepd.compat.to_torch(run.state_dict()))
-    theirs = training.train(range(BEFORE, BEFORE + AFTER))
-    ours = train(run, case, range(BEFORE, BEFORE + AFTER))
-    assert error(case, ours, {key: array.reshape(-1) for key, array in theirs.items()}) <= TOLERANCE[case.dtype]
-    run.delete()
-
-
-def test_torchs_tensors_are_read_as_they_are(connect: Connect, name: str) -> None:
-    torch = pytest.importorskip("torch")
-    Training = importlib.import_module("tests.reference.torch_states").Training  # noqa: N806 (a class)
-    case = STATE_CASES["adamw-float32"]
-    training = Training(case, initial(case))
-    run = create(connect(3), name, case, training.train(range(BEFORE)))
-    run.load_state_dict(training.optimizer.state_dict())
-    for index, entry in training.optimizer.state_dict()["state"].items():
-        for key, tensor in entry.items():
-            assert torch.equal(torch.as_tensor(run.state_dict()["state"][index][key]), tensor)
-
-
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(case, id=str(case), marks=pytest.mark.slow if case.name.endswith("float32") else ())
-        for case in OTHER_CASES.values()
-        if not case.clip and not case.gaps
-    ],
-)
-def test_rules_that_torch_has_not_end_where_their_papers_do(connect: Connect, name: str, case: Case) -> None:
-    """Though their state goes over to another run, on other shards, in the middle of a hundred steps."""
-
-    def train(run: stepd.Run, steps: range) -> Arrays:
-        with run.join() as worker:
-            params = worker.pull()
-            for step in steps:
-                params = worker.step(gradient(case, step, params)).params
-        return params
-
-    first = create(connect(3), f"{name}-first", case, initial(case))
-    middle = train(first, range(STEPS // 2))
-    second = create(connect(1), f"{name}-second", case, middle)
-    second.load_state_dict(first.state_dict())
-    assert error(case, train(second, range(STEPS // 2, STEPS))) <= TOLERANCE[case.dtype]
-    first.delete()
-    second.delete()
-
-
-# --- One state for all shards ---------------------------------------------------------------------------------------
 
 
 def large(client: stepd.Client, name: str, optimizer: Any = None) -> stepd.Run:

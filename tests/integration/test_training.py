@@ -15,21 +15,30 @@ from tests.reference.cases import CASES, STEPS, TOLERANCE, Case, error, gradient
 Fleets = Callable[[int], stepd.LocalFleet]
 
 PLACES = [(shards, workers) for shards in (1, 3) for workers in (1, 2, 3)]
-# Every rule clipped and on a schedule, and whatever else there is, somewhere; one everywhere. Most are slow:
-# test_rules.py has every rule on one shard and on three, with one worker.
-# (Rules alone are held against torch in the unit tests; each of these here costs 100 round trips.)
+# Every rule clipped and on a schedule, and whatever else there is, somewhere; one everywhere. Most are slow, as each
+# costs 100 round trips: test_rules.py has every rule on one shard and on three, with one worker.
+# (Rules alone are held against torch in the unit tests.)
 CHOSEN = [case for case in CASES.values() if case.clip or case.gaps or case.groups]
-EVERYWHERE = ("adamw-clip-cosine-float32",)
+EVERYWHERE = "adamw-clip-cosine-float32"
+# Each kind of limit, groups and gaps, in every place.
+QUICK = {
+    ("sgd-clip-max-float32", 1, 1),
+    (EVERYWHERE, 1, 2),
+    ("adamw-amsgrad-gaps-float32", 1, 3),
+    ("sgd-clip-both-float64", 3, 1),
+    ("adamw-groups-float64", 3, 2),
+    ("adam-clip-one-float64", 3, 2),
+    (EVERYWHERE, 3, 3),
+}
+RUNS = dict.fromkeys(
+    [(case.name, *PLACES[i % len(PLACES)]) for i, case in enumerate(CHOSEN)]
+    + [(EVERYWHERE, *place) for place in PLACES]
+    + sorted(QUICK)
+)
 MATRIX = [
-    pytest.param(
-        case,
-        *place,
-        id=f"{case.name}-S{place[0]}W{place[1]}",
-        marks=() if case.name in EVERYWHERE or i % 6 == 0 else pytest.mark.slow,
-    )
-    for i, case in enumerate(CHOSEN)
-    for j, place in enumerate(PLACES)
-    if case.name in EVERYWHERE or i % len(PLACES) == j
+    pytest.param(CASES[name], shards, workers, id=f"{name}-S{shards}W{workers}", marks=marks)
+    for name, shards, workers in RUNS
+    for marks in [() if (name, shards, workers) in QUICK else pytest.mark.slow]
 ]
 
 

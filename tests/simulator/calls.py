@@ -43,12 +43,16 @@ _OK: Final = Status(grpc.StatusCode.OK)
 
 
 class Pipe:
-    """One direction of one call: first in, first out."""
+    """One direction of one call: first in, first out.
+
+    Attributes:
+        items: that have arrived, and are not read.
+    """
 
     def __init__(self, network: Network, source: str, target: str) -> None:
         self._network = network
         self._ends = (source, target)
-        self._items: deque[Any] = deque()
+        self.items: deque[Any] = deque()
         self._waiting: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None
         self._on_the_way = 0
@@ -76,31 +80,40 @@ class Pipe:
 
     def hand_over(self, item: Any) -> None:
         """Let the reader have something that has not come this way."""
-        self._items.append(item)
-        self._wake("_waiting")
+        self.items.append(item)
+        _wake(self._waiting)
 
     def close(self) -> None:
         self.closed = True
-        self._wake("_room")
+        _wake(self._room)
+
+    @property
+    def full(self) -> bool:
+        """Whether a sender waits."""
+        return self._on_the_way >= WINDOW and not self.closed
 
     async def room(self) -> None:
         """Wait until one more may be sent."""
-        while self._on_the_way >= WINDOW and not self.closed:
+        while self.full:
             self._room = self._network.loop.create_future()
             await self._room
 
     async def get(self) -> Any:
-        while not self._items:
+        while not self.items:
             self._waiting = self._network.loop.create_future()
             await self._waiting
-        self._on_the_way -= 1
-        self._wake("_room")
-        return self._items.popleft()
+        return self.take()
 
-    def _wake(self, name: str) -> None:
-        future: asyncio.Future[None] | None = getattr(self, name)
-        if future is not None and not future.done():
-            future.set_result(None)
+    def take(self) -> Any:
+        """What is there by now."""
+        self._on_the_way -= 1
+        _wake(self._room)
+        return self.items.popleft()
+
+
+def _wake(future: asyncio.Future[None] | None) -> None:
+    if future is not None and not future.done():
+        future.set_result(None)
 
 
 _END: Final = object()
@@ -171,7 +184,8 @@ class Call:
             if handler.response_streaming:
                 behaviour = handler.stream_stream if handler.request_streaming else handler.unary_stream
                 async for message in behaviour(request, context):
-                    await self.answers.room()
+                    if self.answers.full:
+                        await self.answers.room()
                     self._answer(handler, message)
             else:
                 behaviour = handler.stream_unary if handler.request_streaming else handler.unary_unary
@@ -190,7 +204,8 @@ class Call:
         self.answers.send(serialize(message) if serialize else bytes(message))
 
     async def _incoming(self, deserialize: Any) -> AsyncIterator[Any]:
-        while (item := await self.requests.get()) is not _END:
+        requests = self.requests
+        while (item := requests.take() if requests.items else await requests.get()) is not _END:
             yield deserialize(item) if deserialize else item
 
     def drop_handler(self) -> None:
@@ -280,7 +295,8 @@ class Call:
     async def write(self, message: Any) -> None:
         if self.status is not None:
             raise asyncio.InvalidStateError("RPC already finished.")
-        await self._or_cancel(self.requests.room())
+        if self.requests.full:
+            await self._or_cancel(self.requests.room())
         if self.status is not None:
             self.raise_status()
             raise asyncio.InvalidStateError("RPC already finished.")
@@ -319,7 +335,7 @@ class StreamCall(Call):
     deserialize: Any = None
 
     async def read(self) -> Any:
-        raw = await self._or_cancel(self.answers.get())
+        raw = self.answers.take() if self.answers.items else await self._or_cancel(self.answers.get())
         if raw is _END:
             self.answers.hand_over(_END)
             self.raise_status()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Coroutine
+from functools import cache
 from typing import Any, Final
 
 import numpy as np
@@ -115,6 +116,7 @@ async def _add_group(streams: RunStreams) -> None:
         await add_group(streams, *define_group(group, spec))
 
 
+@cache
 def added_masters() -> dict[str, np.ndarray[Any, Any]]:
     """The values of a group that is added."""
     return {

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 # Whose callback runs; None: the world itself, its network and its weather.
 _RUNNING: Final[contextvars.ContextVar[Process | None]] = contextvars.ContextVar("running", default=None)
+_copy_context: Final = contextvars.copy_context
 
 
 def running() -> Process | None:
@@ -33,14 +34,16 @@ class Deadlock(Exception):
 
 
 class Future(asyncio.Future[Any]):
-    """With a hash that does not depend on its address: sets of futures are walked through in the order of it."""
+    """With a hash that does not depend on its address: sets of futures are walked through in the order of it.
 
-    def __init__(self, *, loop: VirtualLoop) -> None:
-        super().__init__(loop=loop)
-        self._number = next(loop.numbers)
+    Attributes:
+        number: among all futures and tasks of the loop.
+    """
+
+    number: int
 
     def __hash__(self) -> int:
-        return self._number
+        return self.number
 
 
 class Task(asyncio.Task[Any]):
@@ -66,7 +69,7 @@ class Handle:
     def __init__(self, callback: Any, args: tuple[Any, ...], context: Any, at: float = 0.0) -> None:
         self.callback = callback
         self.args = args
-        self.context = contextvars.copy_context() if context is None else context
+        self.context = _copy_context() if context is None else context
         self.at = at
         self.cancelled_ = False
 
@@ -87,12 +90,14 @@ class Process:
     Attributes:
         name: for the transcript.
         dead: nothing of it runs any more; also no `finally`.
+        halted: nothing of it runs now, for it is dead or stopped.
         on_death: called when it dies.
     """
 
     def __init__(self, loop: VirtualLoop, name: str) -> None:
         self.name = name
         self.dead = False
+        self.halted = False
         self.on_death: list[Callable[[], object]] = []
         self._loop = loop
         self._stopped: list[Handle] | None = None
@@ -110,7 +115,7 @@ class Process:
 
     def kill(self) -> None:
         if not self.dead:
-            self.dead = True
+            self.dead = self.halted = True
             for action in self.on_death:
                 action()
 
@@ -118,18 +123,16 @@ class Process:
         """Let nothing of it run until it goes on: SIGSTOP."""
         if self._stopped is None:
             self._stopped = []
+            self.halted = True
 
     def go_on(self) -> None:
         held, self._stopped = self._stopped, None
+        self.halted = self.dead
         self._loop.run_later(held or ())
 
     @property
     def stopped(self) -> bool:
         return self._stopped is not None
-
-    @property
-    def runs(self) -> bool:
-        return not self.dead and self._stopped is None
 
     def hold(self, handle: Handle) -> None:
         """Take a callback of it that is not to run now."""
@@ -173,13 +176,14 @@ class VirtualLoop(asyncio.BaseEventLoop):
             handle = ready.popleft() if ready else self._jump()
             if handle.cancelled_:
                 continue
-            process = handle.context.get(_RUNNING)
-            if process is not None and not process.runs:
+            context = handle.context
+            process = context.get(_RUNNING)
+            if process is not None and process.halted:
                 process.hold(handle)
                 continue
             self.steps += 1
             try:
-                handle.context.run(handle.callback, *handle.args)
+                context.run(handle.callback, *handle.args)
             except (SystemExit, KeyboardInterrupt):
                 raise
             except BaseException as error:  # noqa: BLE001 (noted)
@@ -206,7 +210,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return handle
 
     def call_later(self, delay: float, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
-        return self.call_at(self._now + delay, callback, *args, context=context)
+        handle = Handle(callback, args, context, self._now + delay)
+        heapq.heappush(self._timers, (handle.at, next(self._set), handle))
+        return handle
 
     def run_later(self, handles: Any) -> None:
         self._ready.extend(handles)
@@ -214,7 +220,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
     # --- What asyncio asks of a loop ------------------------------------------------------------------------------
 
     def create_future(self) -> Any:
-        return Future(loop=self)
+        future = Future(loop=self)
+        future.number = next(self.numbers)
+        return future
 
     def create_task(self, coro: Any, *, name: Any = None, context: Any = None) -> Any:
         task = Task(coro, loop=self, name=name, context=context)

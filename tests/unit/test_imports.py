@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+import stepd
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = {
@@ -148,3 +152,38 @@ def test_nothing_is_left_for_later() -> None:
 def test_every_module_says_what_it_is() -> None:
     silent = [name for name, path in OWN.items() if not ast.get_docstring(ast.parse(path.read_text()))]
     assert silent == []
+
+
+def test_what_stepd_offers_is_where_it_says() -> None:
+    """Checkers of types read the imports, and Python the table beside them."""
+    (block,) = [node for node in ast.parse(SOURCES["stepd"].read_text()).body if isinstance(node, ast.If)][:1]
+    imported = {
+        alias.name: (node.module or "").removeprefix("stepd.")
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if node.module != "stepd"
+    }
+    assert imported == stepd._HOME_OF
+    assert set(stepd.__all__) == imported.keys() | {"__version__", "compat"}
+    for name in stepd.__all__:
+        assert getattr(stepd, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'Adamm'"):
+        stepd.Adamm  # type: ignore[attr-defined]  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("modules", "heavy"),
+    [
+        ("stepd", {"numpy", "grpc"}),
+        ("stepd.cli", {"numpy", "grpc", "rich"}),
+        ("stepd_server.cli, stepd_server.supervisor", {"numpy", "grpc"}),
+        ("stepd_server.cli, stepd_server.shard.service", {"stepd.worker", "stepd.client", "prometheus_client"}),
+        ("stepd_server.cli, stepd_server.coordinator.service", {"stepd.worker", "stepd.client", "prometheus_client"}),
+    ],
+)
+def test_programs_start_without_what_they_do_not_need(modules: str, heavy: set[str]) -> None:
+    """Each takes a part of a second, of every server of every fleet."""
+    script = f"import sys, {modules}; print(*sys.modules)"
+    imported = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert heavy.isdisjoint(imported.split())

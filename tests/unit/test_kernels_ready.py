@@ -17,8 +17,9 @@ from stepd_server.kernels import ready
 from stepd_server.kernels.arriving import known_loops
 from stepd_server.kernels.compiled import available, compiled
 from stepd_server.kernels.ready import compile_for, give_back_pages
-from stepd_server.shard import service
+from stepd_server.shard import run, service
 from stepd_server.shard.arena import Arena
+from stepd_server.shard.plan import Piece
 from stepd_server.shard.service import ShardService
 
 needs_compiler = pytest.mark.skipif(not available(), reason="llvmlite (stepd[fast]) is not installed")
@@ -93,3 +94,22 @@ def test_a_run_takes_its_memory_when_its_kernels_are_there(tmp_path: Path, monke
         await shard.stop()
 
     asyncio.run(scenario())
+
+
+@needs_compiler
+def test_nothing_is_compiled_for_groups_that_are_too_small_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(run, "compile_for", lambda *how: asked.append(how))
+    sizes = {"w": 1 << 15, "b": 100}
+    spec = run_pb2.RunSpec(
+        name="run",
+        parameters=[
+            run_pb2.ParameterSpec(name=name, shape=(size,), dtype=run_pb2.D_TYPE_FLOAT32, group=group)
+            for group, (name, size) in enumerate(sizes.items())
+        ],
+        groups=[run_pb2.GroupSpec(optimizer=optimizer_to_proto(rule)) for rule in (SGD(lr=0.1), RMSprop(0.1))],
+    )
+    layout = to_proto(lay_out([*sizes.values()], [4, 4], 1, block=1 << 16), ["x:1"], run_pb2.D_TYPE_FLOAT32, 1 << 16)
+    run.have_kernels(Piece.of(spec, layout, 0))
+    ((groups, *_),) = asked
+    assert [rule for rule, _ in groups] == [SGD(lr=0.1)]

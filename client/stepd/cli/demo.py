@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
-
-from rich.console import Console
+from typing import TYPE_CHECKING, Final
 
 from stepd.cli import output
-from stepd.demo.progress import Progress
-from stepd.demo.run import Outcome, Settings, run_demo
-from stepd.demo.worker import STEPS
+from stepd.demo import STEPS
+
+if TYPE_CHECKING:
+    from stepd.demo.run import Outcome
 
 PICTURE: Final = "stepd-demo.svg"
 # Beyond these, one machine shows nothing more.
@@ -47,6 +46,12 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def demo(arguments: argparse.Namespace) -> int:
+    # NumPy and all: imported by the one command that needs them.
+    from rich.console import Console  # noqa: PLC0415
+
+    from stepd.demo.progress import Progress  # noqa: PLC0415
+    from stepd.demo.run import Settings, run_demo  # noqa: PLC0415
+
     settings = Settings(arguments.workers, arguments.shards, arguments.steps, arguments.out)
     with Progress(Console(stderr=arguments.json), steps=settings.steps) as progress:
         outcome = run_demo(settings, progress)

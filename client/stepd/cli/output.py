@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def _console() -> Console:
+    # Rich takes a while, and what is written as JSON does not need it.
+    from rich.console import Console  # noqa: PLC0415
+
+    return Console()
 
 
 def clean(text: str) -> str:
@@ -31,8 +36,12 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: It
     """Rows under headings; the columns of `numbers` are aligned to the right."""
     right = {index for index, heading in enumerate(headings) if heading in set(numbers)}
     cells = [[clean(cell) for cell in row] for row in rows]
-    console = Console()
+    console = _console()
     if console.is_terminal:
+        from rich import box  # noqa: PLC0415
+        from rich.table import Table  # noqa: PLC0415
+        from rich.text import Text  # noqa: PLC0415
+
         drawn = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, show_edge=False)
         for index, heading in enumerate(headings):
             drawn.add_column(heading, justify="right" if index in right else "left")
@@ -54,9 +63,11 @@ def fields(pairs: Iterable[tuple[str, str]]) -> None:
     """A name and a value on each line."""
     shown = [(name, clean(value)) for name, value in pairs]
     width = max(len(name) for name, _ in shown)
-    console = Console()
+    console = _console()
     for name, value in shown:
         if console.is_terminal:
+            from rich.text import Text  # noqa: PLC0415
+
             console.print(Text.assemble((name.ljust(width), "dim"), "  ", value), soft_wrap=True)
         else:
             sys.stdout.write(f"{name.ljust(width)}  {value}\n")

@@ -17,13 +17,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import stepd
-from stepd.demo import data, model
+from stepd.demo import STEPS, data, model
 
 if TYPE_CHECKING:
     from stepd import Client, Run
 
 RUN: Final = "digits"
-STEPS: Final = 600
 # Examples that a worker puts into one step.
 BATCH: Final = 32
 LEARNING_RATE: Final = 3e-3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -219,6 +220,7 @@ def _seconds(duration: Duration) -> float:
     return duration.seconds + duration.nanos * 1e-9
 
 
+@functools.cache
 def _version() -> str:
     try:
         return metadata.version("stepd")

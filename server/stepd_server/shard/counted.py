@@ -68,16 +68,15 @@ class Counted:
         held = self._path.stat().st_size if self._path.exists() else 0
         self._rows = self._map(max(_ROWS, held // (_WORDS * _WORD.itemsize)))
         self._latest: round_pb2.Decision | None = None
-        found, self._free = [], []
-        for row, (incarnation, name, sequence, round_number, last, *_) in enumerate(self._rows.tolist()):
-            if incarnation:
-                id_ = round_pb2.RoundId(round=round_number, attempt=last >> _STATUS_BITS)
-                status: shard_pb2.ReceiptStatus = last & ((1 << _STATUS_BITS) - 1)  # type: ignore[assignment]
-                receipt = Receipt(status, id_) if status else None
-                found.append((round_number, (incarnation, name), _Known(row, sequence, receipt)))
-            else:
-                self._free.append(row)
-        self._free.reverse()
+        found = []
+        taken = self._rows[:, 0] != 0
+        self._free: list[int] = np.flatnonzero(~taken)[::-1].tolist()
+        for row in np.flatnonzero(taken).tolist():
+            incarnation, name, sequence, round_number, last, *_ = self._rows[row].tolist()
+            id_ = round_pb2.RoundId(round=round_number, attempt=last >> _STATUS_BITS)
+            status: shard_pb2.ReceiptStatus = last & ((1 << _STATUS_BITS) - 1)
+            receipt = Receipt(status, id_) if status else None
+            found.append((round_number, (incarnation, name), _Known(row, sequence, receipt)))
         # Who was counted last comes last.
         self._known: dict[_Key, _Known] = {key: known for _, key, known in sorted(found, key=lambda one: one[0])}
 

@@ -39,8 +39,13 @@ _PAUSES_S: Final = (0.1, 1.0)
 def have_kernels(piece: Piece) -> None:
     """Compile what the first steps of a run take, if that is worth it and not done yet."""
     limits = [clip_limit(piece.spec.clip, group.clip) for group in piece.spec.groups]
-    rules = [group.rule for group in piece.groups]
-    compile_for(list(zip(rules, limits, strict=True)), piece.dtype, piece.size)
+    # Nothing of a small group is ever large enough for a kernel.
+    large = [
+        (group.rule, limit)
+        for group, limit in zip(piece.groups, limits, strict=True)
+        if wanted(group.stop - group.start)
+    ]
+    compile_for(large, piece.dtype, piece.size)
 
 
 class ShardRun(Pushing):

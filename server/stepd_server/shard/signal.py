@@ -24,15 +24,21 @@ class Signal:
 
         The condition may raise, which ends the waiting.
         """
+        if condition():
+            return True
         try:
             async with asyncio.timeout(timeout_s):
+                await self._change()
                 while not condition():
-                    future = asyncio.get_running_loop().create_future()
-                    self._waiting.add(future)
-                    try:
-                        await future
-                    finally:
-                        self._waiting.discard(future)
+                    await self._change()
         except TimeoutError:
             return False
         return True
+
+    async def _change(self) -> None:
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.add(future)
+        try:
+            await future
+        finally:
+            self._waiting.discard(future)
