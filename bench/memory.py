@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Final
 
 import stepd
-from bench.compare.workload import CLIP, DECAY, LR, parameters
+from bench.compare.systems.stepd_fleet import create_run
+from bench.compare.workload import parameters
 from bench.processes import Process, time_steps, until_closed
 from bench.usage import peak_bytes
 from stepd.memory import tune_malloc
@@ -36,14 +37,7 @@ BAR_BYTES: Final = 150e6
 def worker(pipe: Connection, rank: int, target: str, transport: str, workers: int, steps: int) -> None:
     tune_malloc()
     with stepd.connect(target, transport=transport) as client:
-        run = client.create_run(
-            "w",
-            parameters(),
-            optimizer=stepd.AdamW(lr=LR, weight_decay=DECAY),
-            clip=stepd.ClipNorm(CLIP),
-            sync=stepd.Sync(workers=workers),
-            exist_ok=True,
-        )
+        run = create_run(client, workers)
         with run.join(rank=rank) as member:
             grads = member.gradient_buffers() if transport == "shm" else parameters()
             pipe.send(time_steps(steps, lambda: member.step(grads)))

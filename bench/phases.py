@@ -16,7 +16,8 @@ from multiprocessing.connection import Connection
 
 import stepd
 from bench.compare.network import free_port
-from bench.compare.workload import CLIP, DECAY, LR, parameters
+from bench.compare.systems.stepd_fleet import create_run
+from bench.compare.workload import parameters
 from bench.processes import WARM_UP, run_workers, time_steps
 from stepd.memory import tune_malloc
 from stepd_server.kernels.compiled import available
@@ -28,14 +29,7 @@ TRANSPORTS = ("shm", "grpc")
 def worker(pipe: Connection, rank: int, target: str, transport: str, workers: int, steps: int) -> None:
     tune_malloc()
     with stepd.connect(target, transport=transport) as client:
-        run = client.create_run(
-            "w",
-            parameters(),
-            optimizer=stepd.AdamW(lr=LR, weight_decay=DECAY),
-            clip=stepd.ClipNorm(CLIP),
-            sync=stepd.Sync(workers=workers),
-            exist_ok=True,
-        )
+        run = create_run(client, workers)
         grads = parameters()
         with run.join(rank=rank) as member:
             if transport == "shm":

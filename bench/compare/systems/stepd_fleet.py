@@ -38,18 +38,23 @@ class Member:
         self.parameters = self._worker.step(self._lent or gradient, view=self._view).params
 
 
+def create_run(client: stepd.Client, workers: int, wire: stepd.Wire | None = None) -> stepd.Run:
+    """The run of the workload, by whoever comes first."""
+    return client.create_run(
+        "w",
+        parameters(),
+        optimizer=stepd.AdamW(lr=LR, betas=BETAS, eps=EPS, weight_decay=DECAY),
+        clip=stepd.ClipNorm(CLIP),
+        sync=stepd.Sync(workers=workers),
+        wire=wire or stepd.Wire(),
+        exist_ok=True,
+    )
+
+
 @contextmanager
 def join(start: Start, address: str) -> Iterator[Member]:
     tune_malloc()
     with stepd.connect(address, transport=start.options["transport"]) as client:
-        run = client.create_run(
-            "w",
-            parameters(),
-            optimizer=stepd.AdamW(lr=LR, betas=BETAS, eps=EPS, weight_decay=DECAY),
-            clip=stepd.ClipNorm(CLIP),
-            sync=stepd.Sync(workers=start.workers),
-            wire=stepd.Wire(*start.options.get("wire", ())),
-            exist_ok=True,
-        )
+        run = create_run(client, start.workers, stepd.Wire(*start.options.get("wire", ())))
         with run.join(rank=start.rank) as worker:
             yield Member(worker, lent=bool(start.options.get("lent")), view=bool(start.options.get("view")))
