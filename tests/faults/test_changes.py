@@ -172,4 +172,4 @@ def test_deaths_anywhere_in_changes_are_not_seen(fleet: Fleet, name: str, change
     lines, at = 1, 0
     while strike(fleet, CASES[change], role, lines, f"{name}-{at}"):
         lines, at = lines + 1 + lines // 8, at + 1
-    assert at >= LINES, f"nobody died after {lines} lines"
+    assert lines > LINES, f"nobody died after {lines} lines"
