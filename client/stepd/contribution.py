@@ -156,6 +156,9 @@ class Contribution:
                 word = "quarantined"
             elif self.sender in decision.late:
                 word = "late"
+            elif word == "accepted" and decision.members and self.sender not in decision.members:
+                # Shards had it in an attempt that started over, and its sender was not there for the last.
+                word = "late"
         return Receipt(word, max((receipt.step for receipt in self.receipts.values()), default=0), self.round)
 
 

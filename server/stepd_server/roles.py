@@ -75,6 +75,7 @@ async def run_shard(settings: ShardSettings) -> int:
             )
             async with registration:
                 await stop.wait()
+            service.let_go()
     return 0
 
 

@@ -94,7 +94,7 @@ def test_the_others_go_on_within_the_lease(
                         times = sum(
                             who[step].count(victim.rank) for step in range(previous["step"] + 1, result["step"] + 1)
                         )
-                        assert times == (result["receipt"] == "accepted"), f"{victim.rank} at step {result['step']}"
+                        assert times == (result["receipt"] == "accepted"), (victim.rank, previous, result, who)
         else:
             trainees.await_steps(2, of=others)
         for worker in others:

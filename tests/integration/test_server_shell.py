@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+import stepd
 from tests.integration.servers import Server, eventually
 from tests.patience import PATIENCE_S
 
@@ -54,6 +56,20 @@ def test_a_role_ends_cleanly_when_told_to(number: signal.Signals, vacant: str) -
             server.signal(number)
             code, errors = server.ended()
         assert (code, [line for line in errors if "does not know this shard" not in line]) == (0, [])
+
+
+def test_a_shard_whose_runs_are_led_ends_without_a_word() -> None:
+    """The coordinator holds a call open for each; cut off, it would be logged with a traceback."""
+    with Server(*COORDINATOR, "--json") as coordinator:
+        target = coordinator.event(event="listening")["target"]
+        with Server(*shard(target, "--json")) as server, stepd.connect(target) as client:
+            server.event(event="registered", role="shard", index=0)
+            params = {"w": np.zeros(8, np.float32)}
+            run = client.create_run("led", params, optimizer=stepd.SGD(0.1))
+            with run.join() as worker:
+                worker.step(params)
+                server.signal(signal.SIGTERM)
+                assert server.ended() == (0, [])
 
 
 def test_a_role_ends_with_its_lifeline(vacant: str) -> None:

@@ -22,6 +22,8 @@ from stepd.v1 import coordinator_pb2_grpc, round_pb2, run_pb2, shard_pb2
 
 SIZE = 10  # elements on each shard
 MEMBER = round_pb2.Member(worker="ann", incarnation=7, rank=0)
+# The same when it has its place back.
+AGAIN = round_pb2.Member(worker="ann", incarnation=8, rank=0)
 
 # What a shard says to a call: an answer, or an error.
 Push = Callable[[shard_pb2.PushHeader], shard_pb2.PushResponse | StepdError]
@@ -33,7 +35,7 @@ def receipt(header: shard_pb2.PushHeader, status: int = shard_pb2.RECEIPT_STATUS
 
 
 def decided(round_: int, outcome: int = round_pb2.OUTCOME_APPLIED, step: int | None = None) -> shard_pb2.PullHeader:
-    """The header of parameters after a round."""
+    """The header of parameters after a round in which the worker was, under whichever of its names."""
     decision = round_pb2.Decision(
         id=round_pb2.RoundId(round=round_),
         outcome=outcome,
@@ -41,7 +43,7 @@ def decided(round_: int, outcome: int = round_pb2.OUTCOME_APPLIED, step: int | N
         groups=[round_pb2.GroupRates(lr=0.5, clip_scale=1)],
         grad_norm=3.0,
         clip_scale=1.0,
-        members=[MEMBER],
+        members=[MEMBER, AGAIN],
     )
     return shard_pb2.PullHeader(step=decision.step, round=round_ + 1, decision=decision)
 

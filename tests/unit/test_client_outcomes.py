@@ -77,6 +77,23 @@ def test_who_has_missed_rounds_asks_the_shards_what_became_of_its_own(
     assert worker.step(GRAD).receipt.round == 4
 
 
+def test_who_is_not_in_its_rounds_decision_does_not_count(fleet: FakeFleet, worker: stepd.Worker) -> None:
+    """Whatever a receipt said in an attempt that started over meanwhile: it was stopped, and lost for the last."""
+
+    def pull(request: shard_pb2.PullRequest) -> Any:
+        header = decided(request.round)
+        if request.round == 0:
+            del header.decision.members[:]
+            header.decision.members.add(worker="bob", incarnation=1, rank=1)
+        return header, 0.0
+
+    for shard in fleet.shards:
+        shard.pull = pull
+    first, second = worker.step(GRAD).receipt, worker.step(GRAD).receipt
+    assert (first.status, first.counts, first.round) == ("late", False, 0)
+    assert (second.status, second.counts, second.round) == ("accepted", True, 1)
+
+
 def test_in_turn_a_push_knows_what_became_of_it(fleet: FakeFleet, worker: stepd.Worker) -> None:
     """Every shard had it, the round started over, another's turn came first: now it is too old."""
 

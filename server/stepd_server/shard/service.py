@@ -41,6 +41,9 @@ class ShardService(shard_control_pb2_grpc.ShardControlServicer):
         self._index = index
         self._folder = data_dir / f"shard-{index}" / "runs"
         self._runs: dict[str, ShardRun] = {}
+        # What the coordinator leads runs by.
+        self._leading: set[asyncio.Task[Any]] = set()
+        self._stopping = False
         self._traffic = metrics.Traffic()
         self._folder.mkdir(parents=True, exist_ok=True)
         for folder in sorted(self._folder.iterdir()):
@@ -91,6 +94,12 @@ class ShardService(shard_control_pb2_grpc.ShardControlServicer):
     def samples(self) -> Iterator[Sample]:
         """What there is to measure now."""
         return metrics.samples(self._index, self._runs.values(), self._traffic)
+
+    def let_go(self) -> None:
+        """End the calls that have no end of their own, for which a server that is to stop would wait."""
+        self._stopping = True
+        for task in self._leading:
+            task.cancel()
 
     async def stop(self) -> None:
         """End every call; the files stay."""
@@ -203,13 +212,23 @@ class ShardService(shard_control_pb2_grpc.ShardControlServicer):
     async def LeadRounds(
         self, requests: AsyncIterator[shard_control_pb2.LeadRoundsRequest], _: Context
     ) -> AsyncGenerator[shard_control_pb2.LeadRoundsResponse, None]:
-        async for request in requests:
-            if request.HasField("finish"):
-                step = await self._run(request.run).finish(request.finish)
-                yield shard_control_pb2.LeadRoundsResponse(finished=step)
-            if request.HasField("gather"):
-                async for message in self._run(request.run).gather(request.gather):
-                    yield shard_control_pb2.LeadRoundsResponse(gathered=message)
+        task = asyncio.current_task()
+        assert task is not None
+        self._leading.add(task)
+        try:
+            async for request in requests:
+                if request.HasField("finish"):
+                    step = await self._run(request.run).finish(request.finish)
+                    yield shard_control_pb2.LeadRoundsResponse(finished=step)
+                if request.HasField("gather"):
+                    async for message in self._run(request.run).gather(request.gather):
+                        yield shard_control_pb2.LeadRoundsResponse(gathered=message)
+        except asyncio.CancelledError:
+            if not self._stopping:
+                raise
+            raise Unavailable("this shard is being stopped") from None
+        finally:
+            self._leading.discard(task)
 
     async def CloseRound(
         self, request: shard_control_pb2.CloseRoundRequest, _: Context
