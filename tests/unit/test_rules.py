@@ -156,13 +156,18 @@ def test_an_update_takes_no_memory(rule: Rule, dtype: type) -> None:
         rule.average(block, 1, out)
 
     everything()
+    peaks = []
     tracemalloc.start()
     try:
-        everything()
-        peak = tracemalloc.get_traced_memory()[1]
+        # The least of some: what other threads of this process take meanwhile counts as well, but not each time.
+        for _ in range(5):
+            tracemalloc.reset_peak()
+            before = tracemalloc.get_traced_memory()[0]
+            everything()
+            peaks.append(tracemalloc.get_traced_memory()[1] - before)
     finally:
         tracemalloc.stop()
-    assert peak < tensor.p.nbytes / 10
+    assert min(peaks) < tensor.p.nbytes / 10
     assert {array.dtype for array in (block.p, block.g, *block.buffers, *block.scratch, out)} == {np.dtype(dtype)}
 
 
