@@ -40,7 +40,7 @@ SYSTEMS: Final = (
     ),
     System("stepd-shm", "stepd, any arrays", "shared memory", "stepd_fleet", {"transport": "shm"}),
     System("ray", "Ray actors", "shared memory", "ray_actors", needs=("torch", "ray")),
-    System("rpc-shm", "torch.distributed.rpc", "shared memory", "torch_rpc", needs=_TORCH),
+    System("rpc-shm", "torch.distributed.rpc", "shared memory", "torch_rpc", needs=_TORCH, spins=True),
     System("stepd-grpc", "stepd", "gRPC", "stepd_fleet", {"transport": "grpc"}),
     System(
         "stepd-bf16",

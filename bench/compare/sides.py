@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import time
 import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -119,15 +122,16 @@ class Sides:
 
     def block(self, steps: int, *, count: bool = True) -> None:
         """Do so many steps."""
-        pids = with_descendants([self._host.pid, *(worker.pid for worker in self._workers)])
-        before = processor_s(pids)
-        for worker in self._workers:
-            worker.pipe.send(Block(steps))
-        answers: list[Done] = [worker.receive() for worker in self._workers]
+        with self._turn() as pids:
+            before = processor_s(pids)
+            for worker in self._workers:
+                worker.pipe.send(Block(steps))
+            answers: list[Done] = [worker.receive() for worker in self._workers]
+            used_s = processor_s(pids) - before
         self.steps += steps
         if count:
             prepared_s = sum(answer.prepared_s for answer in answers)
-            self._used_s += processor_s(pids) - before - prepared_s
+            self._used_s += used_s - prepared_s
             self._counted += steps
             self.times += [seconds for answer in answers for seconds in answer.times]
 
@@ -140,11 +144,28 @@ class Sides:
         return peak_bytes(self._pids)
 
     def deviation(self) -> float:
-        for worker in self._workers:
-            worker.pipe.send(Check(self._files.expected(self.workers, self.steps)))
-        found: list[float] = [worker.receive() for worker in self._workers]
+        with self._turn():
+            for worker in self._workers:
+                worker.pipe.send(Check(self._files.expected(self.workers, self.steps)))
+            found: list[float] = [worker.receive() for worker in self._workers]
         return max(found)
 
+    @contextmanager
+    def _turn(self) -> Iterator[set[int]]:
+        """Its processes; they stand still from its end to the next one's begin if they would not leave others alone."""
+        pids = with_descendants([self._host.pid, *(worker.pid for worker in self._workers)])
+        self._signal(pids, signal.SIGCONT)
+        try:
+            yield pids
+        finally:
+            self._signal(pids, signal.SIGSTOP)
+
+    def _signal(self, pids: Iterable[int], number: signal.Signals) -> None:
+        for pid in pids if self.system.spins else ():
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
     def end(self) -> None:
+        self._signal(with_descendants([process.pid for process in (*self._workers, self._host)]), signal.SIGCONT)
         for process in (*self._workers, self._host):
             process.end(END_S)

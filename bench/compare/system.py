@@ -74,6 +74,7 @@ class System:
         slow: gets a third of the steps.
         server: it has one.
         quick: it takes part with --quick.
+        spins: it computes while it waits, and so is stopped while others have their turn.
     """
 
     key: str
@@ -87,3 +88,4 @@ class System:
     slow: bool = False
     server: bool = True
     quick: bool = True
+    spins: bool = False
