@@ -126,12 +126,11 @@ def _plain(kind: Any) -> frozenset[type]:
 
 
 def _is_plain(value: object, plain: frozenset[type]) -> bool:
-    kind = type(value)
-    if kind not in plain:
+    if type(value) not in plain:
         return False
-    elif kind is float:
-        return math.isfinite(value)  # type: ignore[arg-type]
-    return kind is not int or -INTEGER_MAX <= value <= INTEGER_MAX  # type: ignore[operator]
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return not isinstance(value, int) or -INTEGER_MAX <= value <= INTEGER_MAX
 
 
 def check_field_names(cls: type[Settings], names: Iterable[str]) -> None:

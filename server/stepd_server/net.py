@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 from typing import Any, Final
 
 import grpc.aio
@@ -15,7 +14,7 @@ from stepd.channel import KEEPALIVE_S, SHARED_OPTIONS
 from stepd.limits import DRAIN_S, STREAM_WINDOW_BYTES
 from stepd.targets import Target
 from stepd_server.interceptors import AuthInterceptor, ErrorInterceptor
-from stepd_server.ports import resolve
+from stepd_server.ports import bound, resolve
 from stepd_server.settings import CannotStart, Security
 
 __all__ = ["Health", "Listener"]
@@ -114,13 +113,10 @@ def _bind(server: grpc.aio.Server, listen: Target, security: Security) -> Target
 
 def _why_not(address: Target) -> str:
     """Why a port cannot be bound; gRPC says it in several lines of its own."""
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(address)
+    try:
+        with bound(address) as probe:
             probe.listen()
-        except OSError as error:
-            return os.strerror(error.errno or errno.EADDRINUSE).lower()
+    except OSError as error:
+        return os.strerror(error.errno or errno.EADDRINUSE).lower()
     # It could be bound now: whoever had it has just let go.
     return os.strerror(errno.EADDRINUSE).lower()

@@ -10,7 +10,7 @@ from typing import Self
 from stepd.targets import Target
 from stepd_server.settings import CannotStart
 
-__all__ = ["HeldPort", "resolve"]
+__all__ = ["HeldPort", "bound", "resolve"]
 
 
 class HeldPort:
@@ -33,13 +33,7 @@ class HeldPort:
             OSError: somebody listens there.
             CannotStart: there is no such host.
         """
-        address = resolve(listen)
-        with contextlib.ExitStack() as stack:
-            family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-            self._socket = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self._socket.bind(address)
-            stack.pop_all()
+        self._socket = bound(resolve(listen))
         self.target = listen._replace(port=self._socket.getsockname()[1])
 
     def close(self) -> None:
@@ -50,6 +44,17 @@ class HeldPort:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self.close()
+
+
+def bound(address: Target) -> socket.socket:
+    """A socket that is bound as those of servers are, and does not listen. OSError if somebody listens there."""
+    with contextlib.ExitStack() as stack:
+        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        made = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+        stack.pop_all()
+    return made
 
 
 def resolve(listen: Target) -> Target:

@@ -46,7 +46,7 @@ Call: TypeAlias = Callable[[], Awaitable[None]]
 _RETRY_S_MIN: Final = 0.02
 _RETRY_S_MAX: Final = 0.5
 # Every call has a deadline. A shard that hangs is noticed long before, as it stops registering.
-_FINISH_S: Final = 120.0
+_SETTLE_S: Final = 120.0
 _MEASURE_S: Final = 120.0
 _SELECT_S: Final = 30.0
 # Answers that repeating does not change: the shard does not hold what the run counts on.
@@ -219,10 +219,10 @@ class Driver:
         await self._fleet.shards[shard].control.SelectContributors(request, timeout=_SELECT_S)
 
     async def _settle_once(self, shard: int, request: shard_control_pb2.SettleExtensionRequest) -> None:
-        await self._fleet.shards[shard].control.SettleExtension(request, timeout=_FINISH_S)
+        await self._fleet.shards[shard].control.SettleExtension(request, timeout=_SETTLE_S)
 
     async def _commit_once(self, shard: int, request: shard_control_pb2.CommitStateRequest) -> None:
-        await self._fleet.shards[shard].control.CommitState(request, timeout=_FINISH_S)
+        await self._fleet.shards[shard].control.CommitState(request, timeout=_SETTLE_S)
         self._tell(StateCommitted(shard))
 
     async def _measure_once(self, shard: int, request: shard_control_pb2.MeasureRoundRequest) -> None:
