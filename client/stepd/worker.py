@@ -357,7 +357,7 @@ async def join(
     exchange.membership = Membership(streams.session, request, answer.member, exchange.on_round, on_rejoined)
     try:
         await sharing.begin(streams.plan)
-    except BaseException:
+    except UNDONE_AFTER:
         await exchange.membership.leave(None)
         raise
     return Worker(spec, streams, exchange, sharing, compression)
