@@ -24,6 +24,7 @@ from stepd.parameters import check_gradients
 from stepd.policies import Missing
 from stepd.reading import Reading, Wanted
 from stepd.results import Receipt, StepResult
+from stepd.session import UNDONE_AFTER
 from stepd.settings import Unfit, fit, refuse, shown
 from stepd.sharing import Sharing
 from stepd.streams import RunStreams
