@@ -13,6 +13,7 @@ from stepd.buffers import Array
 from stepd.definitions import GroupSpec, ParameterSpec
 from stepd.errors import NotFound, StepdError, Unavailable
 from stepd.parameters import ParameterTable
+from stepd.session import UNDONE_AFTER
 from stepd.streams import RunStreams
 from stepd.v1 import coordinator_pb2
 
@@ -41,7 +42,7 @@ async def add_group(
             # A server was started again meanwhile, and what it had of the group is gone.
             lost = Unavailable(str(error), reason="RUN_RECOVERING", run=streams.run)
             await asyncio.sleep(patience.pause(lost))
-        except BaseException:
+        except UNDONE_AFTER:
             await asyncio.shield(_give_up(streams, request.request_id))
             raise
     await streams.state()

@@ -12,7 +12,7 @@ from stepd.buffers import Array
 from stepd.errors import AlreadyExists, FailedPrecondition, NotFound, StepdError, Unavailable
 from stepd.parameters import ParameterTable
 from stepd.retry import PAUSE_S_MAX, PAUSE_S_MIN
-from stepd.session import Session
+from stepd.session import UNDONE_AFTER, Session
 from stepd.specs import run_from_proto
 from stepd.streams import RunStreams
 from stepd.v1 import coordinator_pb2, run_pb2
@@ -48,7 +48,7 @@ async def _create_once(session: Session, request: coordinator_pb2.CreateRunReque
         await session.ask(
             "StartRun", coordinator_pb2.StartRunRequest(run=created.run.spec.name, run_id=created.run.run_id)
         )
-    except BaseException:
+    except UNDONE_AFTER:
         # The name is not to stay taken by a run that nobody can use. (If this is lost too, the coordinator drops it.)
         await asyncio.shield(_take_back(session, created.run))
         raise

@@ -22,6 +22,9 @@ T = TypeVar("T")
 SLOWEST_BYTES_PER_S: Final = MIB
 # For a look at where the shards are now, after a connection was lost.
 REFRESH_S: Final = 5.0
+# After which something that was begun on the servers is taken back by further calls. Not when the loop itself has ended
+# and closes its coroutines (GeneratorExit): nothing is left that could call, and the coordinator forgets it by itself.
+UNDONE_AFTER: Final = (Exception, asyncio.CancelledError)
 
 
 class ShardCalls:

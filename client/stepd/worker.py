@@ -24,6 +24,7 @@ from stepd.parameters import check_gradients
 from stepd.policies import Missing
 from stepd.reading import Reading, Wanted
 from stepd.results import Receipt, StepResult
+from stepd.session import UNDONE_AFTER
 from stepd.settings import Unfit, fit, refuse, shown
 from stepd.sharing import Sharing
 from stepd.streams import RunStreams
@@ -358,7 +359,7 @@ async def join(
     exchange.membership = Membership(streams.session, request, answer.member, exchange.on_round, on_rejoined)
     try:
         await sharing.begin(streams.plan)
-    except BaseException:
+    except UNDONE_AFTER:
         await exchange.membership.leave(None)
         raise
     return Worker(spec, streams, exchange, sharing, compression)
