@@ -97,6 +97,7 @@ class WorkerHost:
         self.joins = 0
         # Each with the incarnation that it began with.
         self._memberships: list[tuple[Membership, int]] = []
+        self._finalizers: list[Any] = []
         self.process = Process(world.loop, self.name)
         self.process.dead = True  # until it is started
 
@@ -120,6 +121,11 @@ class WorkerHost:
         self.process = Process(self.world.loop, self.name)
         self.world.network.add_caller(self.process)
         self.process.start(self._live())
+
+    def let_go(self) -> None:
+        """Nothing of it is to stay after its world: a finalizer of what has died would, and all that it refers to."""
+        for finalizer in self._finalizers:
+            finalizer.detach()
 
     async def _live(self) -> None:
         try:
@@ -160,6 +166,7 @@ class WorkerHost:
         try:
             worker = await self._answered("join", join(run_from_proto(spec), streams, request))
             self._memberships.append((worker._membership, worker._membership.member.incarnation))
+            self._finalizers.append(worker._abandon)
             self.world.note("joins", self.name, worker._membership.member.incarnation)
             loop = _Loop(self, worker, worker._streams)  # its own: see RunStreams.of_worker
             await loop.train()

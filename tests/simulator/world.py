@@ -364,6 +364,8 @@ def history(scenario: Scenario) -> World:
             finally:
                 world.over = True
                 loop.end()
+                for worker in world.workers:
+                    worker.let_go()
         world.problems += [f"nobody looked at: {problem}" for problem in loop.problems]
         world.problems += world.network.problems
     finally:
