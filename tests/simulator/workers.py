@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 from google.protobuf.duration_pb2 import Duration
 
+from stepd import specs
 from stepd.contribution import Contribution
 from stepd.errors import Aborted, NonFiniteGradient, NotFound, StepdError
 from stepd.membership import Membership
@@ -21,7 +22,6 @@ from stepd.parameters import check_gradients
 from stepd.reading import Reading
 from stepd.results import Receipt
 from stepd.run import delete_run
-from stepd.specs import run_from_proto
 from stepd.v1 import coordinator_pb2, run_pb2
 from stepd.worker import join
 from tests.simulator.changes import WorldSession, make
@@ -164,7 +164,7 @@ class WorkerHost:
             request_id=f"{self.name}.{self.joins}", run=RUN, name=self.name, lease=lease, rank=self.index
         )
         try:
-            worker = await self._answered("join", join(run_from_proto(spec), streams, request))
+            worker = await self._answered("join", join(specs.run_from_proto(spec), streams, request))
             self._memberships.append((worker._membership, worker._membership.member.incarnation))
             self._finalizers.append(worker._abandon)
             self.world.note("joins", self.name, worker._membership.member.incarnation)
