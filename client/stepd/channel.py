@@ -25,7 +25,7 @@ KEEPALIVE_S: Final = 5
 KEEPALIVE_TIMEOUT_S: Final = 5
 # Waiting before a connection is tried again: short, as a restarted server is back within a second or two.
 RECONNECT_S_MIN: Final = 0.1
-RECONNECT_S_MAX: Final = 1
+RECONNECT_S_MAX: Final = 0.5
 # A name is looked up again at most so often; a pod that was moved has another address under its name.
 RESOLVE_S: Final = 1
 # Status details travel as metadata; stepd.status keeps them below this, gRPC's default soft limit.
@@ -51,7 +51,7 @@ CHANNEL_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.initial_reconnect_backoff_ms", int(RECONNECT_S_MIN * 1000)),
     # Also how long one attempt to connect may take.
     ("grpc.min_reconnect_backoff_ms", KEEPALIVE_TIMEOUT_S * 1000),
-    ("grpc.max_reconnect_backoff_ms", RECONNECT_S_MAX * 1000),
+    ("grpc.max_reconnect_backoff_ms", int(RECONNECT_S_MAX * 1000)),
     ("grpc.dns_min_time_between_resolutions_ms", RESOLVE_S * 1000),
     # A connection of its own for each channel: two clients in one process do not wait for each other's windows.
     ("grpc.use_local_subchannel_pool", 1),

@@ -194,6 +194,15 @@ def decoded(chunk: shard_pb2.EncodedChunk | wire.Halves) -> wire.Chunk:
     return wire.Chunk(chunk.offset, values.view(np.uint8).data)
 
 
+def pulled(message: object) -> wire.Chunk | wire.Halves | None:
+    """The chunk that a message of a pull is, ready to be written; None if it is another."""
+    if isinstance(message, shard_pb2.EncodedChunk):
+        return decoded(message)
+    if isinstance(message, wire.Halves):
+        return checked(message)
+    return message if isinstance(message, wire.Chunk) else None
+
+
 def checked(chunk: wire.Halves) -> wire.Halves:
     """The same; InvalidArgument (BAD_CHUNK) if it does not hold what it says."""
     _check_count(chunk.elements, chunk.kind)

@@ -22,6 +22,8 @@ T = TypeVar("T")
 # The first pause is what a lost connection needs; the longest does not leave a server that has returned waiting.
 PAUSE_S_MIN: Final = 0.05
 PAUSE_S_MAX: Final = 2.0
+# Of the time for which there was no answer.
+PAUSE_SHARE: Final = 0.5
 
 
 class Patience:
@@ -67,9 +69,10 @@ class Patience:
         waited = now - self._since
         if waited >= self._retry_for:
             raise self._given_up(error, waited) from error
-        # Full jitter: workers that lost one server together must not come back together.
-        longest = min(PAUSE_S_MAX, PAUSE_S_MIN * 2 ** min(self._tries, 10))
-        return min(random.uniform(longest / 4, longest), max(self._retry_for - waited, 0.0))  # noqa: S311 (no secret)
+        # A part of how long it has been: an outage is not made much longer, and a long one is not asked about often.
+        longest = min(max(PAUSE_S_MIN, waited * PAUSE_SHARE), PAUSE_S_MAX)
+        # Jitter: workers that lost one server together must not come back together.
+        return min(random.uniform(longest / 2, longest), max(self._retry_for - waited, 0.0))  # noqa: S311 (no secret)
 
     def _given_up(self, error: StepdError, waited: float) -> StepdError:
         kind = DeadlineExceeded if isinstance(error, DeadlineExceeded) else Unavailable

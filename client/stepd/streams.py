@@ -33,6 +33,8 @@ from stepd.views import ViewPicture, policy_of, receiver_of
 
 # Raised at once: the same request cannot succeed any more.
 OVER: Final = frozenset({"ROUND_RESTARTED", "VERSION_PASSED", "LAYOUT_CHANGED"})
+# In which a shard answers a header that it need not see more of.
+ANSWER_S: Final = 0.02
 
 
 class RunStreams:
@@ -65,8 +67,7 @@ class RunStreams:
     def of_worker(self, sharing: Sharing, spec: run_pb2.RunSpec) -> RunStreams:
         """The same streams for one worker, which need not send what it shares, and may encode the rest."""
         own = copy.copy(self)
-        own.sharing = sharing
-        own.kept = KeptCalls()
+        own.sharing, own.kept = sharing, KeptCalls()
         own.gradients = encodings.of_gradients(spec.gradient_encoding) if spec.gradient_encoding else None
         own.parameters = spec.parameter_encoding
         return own
@@ -119,8 +120,7 @@ class RunStreams:
         while True:
             patience.begin()
             try:
-                calls = self._calls(shard)
-                call_method = calls.load if method == "LoadParameters" else calls.stage
+                call_method = self._calls(shard).load if method == "LoadParameters" else self._calls(shard).stage
                 await self._send(call_method, header, push.messages(views), push.payload_bytes)
                 return
             except grpc.RpcError as error:
@@ -138,7 +138,7 @@ class RunStreams:
             messages = link.messages(push, views) if link else push.messages(views, self.gradients)
             try:
                 receipt: shard_pb2.PushResponse = await self._send(
-                    self._calls(shard).push, raw, messages, push.payload_bytes
+                    self._calls(shard).push, raw, messages, push.payload_bytes, ANSWER_S if tries > 1 else 0
                 )
                 return _own(receipt, tries)
             except grpc.RpcError as error:
@@ -236,17 +236,21 @@ class RunStreams:
         """What a shard and this worker share, if so many bytes are worth it."""
         return self.sharing.link(shard, self.plan) if self.sharing and size >= SHARED_BYTES_MIN else None
 
-    async def _send(self, call_method: Any, header: bytes, messages: Iterable[bytes], size: int) -> Any:
+    async def _send(
+        self, call_method: Any, header: bytes, messages: Iterable[bytes], size: int, look_s: float = 0
+    ) -> Any:
         """Write a stream and read its answer, which may come before all is written.
 
         Args:
             messages: after the header; made one by one as they are sent.
             size: bytes of payload.
+            look_s: after the header, for an answer to that alone: grpc.aio loses one that meets a message on its way.
         """
         call = call_method(timeout=self.session.bulk_timeout(size))
         try:
             try:
                 await call.write(header)
+                await asyncio.sleep(look_s)
                 for message in messages:
                     await call.write(message)
                 await call.done_writing()
@@ -278,15 +282,11 @@ class RunStreams:
             receiver = receiver_of(picture, shard, regions, link, header)
             while (raw := await call.read()) is not grpc.aio.EOF:
                 message = wire.decode_pull(raw)
-                if isinstance(message, shard_pb2.SharedChunk) and link:
+                if link and isinstance(message, shard_pb2.SharedChunk):
                     message = link.chunk(message)
-                elif isinstance(message, shard_pb2.EncodedChunk):
-                    message = encodings.decoded(message)
-                elif isinstance(message, wire.Halves):
-                    message = encodings.checked(message)
-                if not isinstance(message, wire.Chunk | wire.Halves):
+                if (chunk := encodings.pulled(message)) is None:
                     raise StepdError(f"shard {shard} sent a second header in one pull")
-                receiver.take(message)
+                receiver.take(chunk)
                 if link and receiver.complete:
                     break  # the shard waits for us to have read
             if not receiver.complete:

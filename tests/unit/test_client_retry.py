@@ -37,11 +37,17 @@ def test_only_what_may_pass_by_itself_is_tried_again() -> None:
 
 
 def test_pauses_grow_and_are_never_the_same_for_all() -> None:
-    one = patience(Clock())
-    pauses = [one.pause(Unavailable("x")) for _ in range(20)]
-    assert PAUSE_S_MIN / 4 <= pauses[0] <= 2 * PAUSE_S_MIN
+    clock = Clock()
+    one, pauses = patience(clock, 120.0), list[float]()
+    for _ in range(20):
+        waited = clock.now - 100.0
+        pauses.append(one.pause(Unavailable("x")))
+        # Whoever is back is found soon: within half of the time for which there was nobody.
+        assert pauses[-1] <= max(PAUSE_S_MIN, waited / 2)
+        clock.now += pauses[-1]
+    assert PAUSE_S_MIN / 2 <= pauses[0] <= PAUSE_S_MIN
     assert max(pauses) <= PAUSE_S_MAX
-    assert min(pauses[8:]) >= PAUSE_S_MAX / 4
+    assert min(pauses[-4:]) >= PAUSE_S_MAX / 2
     assert len(set(pauses)) == 20
 
 
