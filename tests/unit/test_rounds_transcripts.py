@@ -42,6 +42,7 @@ from stepd.rules import LAMB, SGD
 from stepd.schedules import Linear
 from stepd_server.coordinator import events
 from stepd_server.coordinator.events import Action, Event
+from stepd_server.coordinator.policy import LastTogether
 from stepd_server.coordinator.rounds import Rounds
 from stepd_server.coordinator.vocabulary import Decision, Member, Nonfinite, Offer, RoundId, Standing, Sums, Timer
 from stepd_server.exact import ExactSum
@@ -75,7 +76,7 @@ def sync_of(options: dict[str, str]) -> AnySync:
         limit = int(options["staleness"]) if "staleness" in options else None
         return Async(limit, "inverse" if "damped" in options else None)
     quorum = int(options["quorum"]) if "quorum" in options else None
-    return Sync(workers, quorum, float(options.get("grace", 0)))
+    return Sync(workers, quorum, float(options.get("grace", 0)), deterministic="deterministic" in options)
 
 
 class Run:
@@ -90,6 +91,7 @@ class Run:
         self.attempt = events.RecordAttempt(RoundId(0, 0))
         self.first: dict[Member, int] = {}
         self.loaded = False
+        self.last_together: LastTogether | None = None
         self.rounds = Rounds(1, spec_of({}))
 
     def command(self, line: str) -> list[str]:
@@ -121,7 +123,7 @@ class Run:
         self.shards = int(options.pop("shards", "1"))
         self.options, self.members, self.recorded, self.first = options, {}, None, {}
         self.attempt = events.RecordAttempt(RoundId(0, 0))
-        self.loaded, self.standings = False, {}
+        self.loaded, self.standings, self.last_together = False, {}, None
         self.rounds = Rounds(self.shards, spec_of(options))
         return [repr(self.rounds)]
 
@@ -144,6 +146,7 @@ class Run:
             left_out=self.attempt.left_out if under_way else (),
             nonfinite=self.attempt.nonfinite if under_way else (),
             standings=self.standings,
+            last_together=self.last_together,
         )
         return [repr(self.rounds)]
 
@@ -242,7 +245,9 @@ class Run:
         self.options |= options | {word: "" for word in words if not word.endswith("-")}
         for word in words:
             self.options.pop(word.rstrip("-") if word.endswith("-") else "", None)
-        return self.apply(events.PolicyChanged(spec_of(self.options)))
+        spec = spec_of(self.options)
+        self.last_together = self.rounds.last_together(spec.sync)
+        return self.apply(events.PolicyChanged(spec))
 
     def do_add_group(self, *_: object) -> list[str]:
         self.options["added"] = str(self._layout + 1)

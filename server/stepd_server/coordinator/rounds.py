@@ -71,7 +71,7 @@ from stepd_server.coordinator.events import (
     TimeUp,
     Withdrawn,
 )
-from stepd_server.coordinator.policy import policy_of
+from stepd_server.coordinator.policy import Policy, policy_of
 from stepd_server.coordinator.quorum import RoundsWithQuorum
 from stepd_server.coordinator.vocabulary import Decision, Member, RoundId, by_rank
 
@@ -228,22 +228,31 @@ class Rounds(RoundsWithQuorum):
             self._actions.append(Commit(tuple(sorted(shards)), self.id.round))
 
     def _change(self, spec: RunSpec) -> None:
-        before, self._spec = self._spec, spec
-        policy, self._policy = self._policy, policy_of(spec.sync)
-        if type(policy) is not type(self._policy):
-            self._line.level()
-        if policy.in_turn != self._policy.in_turn:
-            self._line.clear()
+        summed = decisions.what_is_summed(self._spec, self._policy)
+        last, policy, self._spec = self.last_together(spec.sync), policy_of(spec.sync), spec
+        if last is not None:
+            self._policy, self._then = last.policy, policy
+        else:
+            self._then = None
+            self._go_by(policy)
         attempt = self._attempt
         if attempt is None:
             return
         takes_part = {*attempt.members, *attempt.late, *self._left_out, *self._slow}
         enough = not self._policy.missing(len(self._since) if attempt.in_turn else len(takes_part))
         # A changed limit of the norm, like a rate, needs no new sums: the decision uses the latest.
-        if decisions.what_is_summed(before) != decisions.what_is_summed(spec) or not enough:
+        if summed != decisions.what_is_summed(spec, self._policy) or not enough:
             self._start_over()
         elif attempt.closing is None or attempt.closing.stage is Stage.OPEN:
             attempt.closing = closing_of(self._policy, attempt.members)
+
+    def _go_by(self, policy: Policy) -> None:
+        """From now on."""
+        before, self._policy = self._policy, policy
+        if type(before) is not type(policy):
+            self._line.level()
+        if before.in_turn != policy.in_turn:
+            self._line.clear()
 
     # --- Going on -------------------------------------------------------------------------------------------------
 
@@ -337,6 +346,9 @@ class Rounds(RoundsWithQuorum):
     def _conclude(self, decision: Decision) -> None:
         for selected in decision.counted:
             self._line.count(selected)
+        if self._then is not None:
+            policy, self._then = self._then, None
+            self._go_by(policy)
         standings = self._line.recorded(in_turn=self._policy.in_turn)
         self._actions += [Record(decision, standings), Finish(self._all, decision)]
         self.last, self.step = decision, decision.step
