@@ -14,8 +14,8 @@ STEPD_REWRITE=1 writes the answers anew; read the difference before keeping it.
     closed on=0,1 begun=a,b       shards begin no more contributions
     time grace                    the time has passed
     offered a:1 b:1 based=0 on=0,1             contributions wait on shards; named by worker and sequence
-    withdrawn a:1 on=0            one does not wait any more
-    gathered on=0,1 squares=9,16 nonfinite=a:3 overflow     sums come in
+    withdrawn a:1 on=0            one does not wait any more; or, not in turn, has begun and was given up
+    gathered on=0,1 squares=9,16 nonfinite=a:3 overflow sequences=1,1    sums come in
     measured on=0,1 squares=9,16  the first of the sums that norms of tensors are made of; the second is 1 everywhere
     finished on=0,1               the last decision is carried out
     away 1, back 1 round=0 step=0 torn, broken 1 ...        a shard goes, comes, gives up
@@ -200,13 +200,14 @@ class Run:
         squares = [float(square) for square in options.get("squares", "0").split(",")]
         found = [word.split(":") for word in options.get("nonfinite", "").split(",") if word]
         nonfinite = tuple(Nonfinite(self.members[name], int(parameter)) for name, parameter in found)
+        sequences = tuple(map(int, filter(None, options.get("sequences", "").split(","))))
 
         def sums(index: int) -> Sums:
             part = ExactSum()
             part.add(squares[index % len(squares)])
             own = (part if "group-clip" in self.options else None,)
             groups = 1 + self._layout  # each but the first adds nothing to the sums
-            return Sums((part, *[ExactSum()] * (groups - 1)), own * groups, nonfinite, overflow="overflow" in words)
+            return Sums((part, *[ExactSum()] * (groups - 1)), own * groups, nonfinite, "overflow" in words, sequences)
 
         return self.apply(*(events.Gathered(s, at, sums(i)) for i, s in enumerate(shards)))
 

@@ -178,11 +178,18 @@ class Rounds(RoundsWithQuorum):
             case Offered(shard, _, offer) if attempt.in_turn:
                 if turns.offer(attempt, self._line, self._policy, shard, offer, self.step):
                     self._start_over()
-            case Withdrawn(shard, _, member, sequence) if attempt.in_turn:
-                self._line.withdraw(shard, member, sequence)
-                selected = attempt.selected
-                if selected and selected[:2] == (member, sequence) and not attempt.has_arrived(member, shard):
-                    self._start_over()
+            case Withdrawn():
+                self._withdraw(attempt, event)
+
+    def _withdraw(self, attempt: Attempt, event: Withdrawn) -> None:
+        if not attempt.in_turn:
+            given_up = event.member in attempt.members
+        else:
+            self._line.withdraw(event.shard, event.member, event.sequence)
+            selected = attempt.selected is not None and attempt.selected[:2] == (event.member, event.sequence)
+            given_up = selected and not attempt.has_arrived(event.member, event.shard)
+        if given_up:
+            self._start_over()
 
     def _finish(self, event: Finished) -> None:
         if self.last is None or event.round != self.last.id.round or event.shard not in self._unfinished - self._away:
@@ -305,10 +312,15 @@ class Rounds(RoundsWithQuorum):
             self.id = RoundId(self.id.round, self.id.attempt + 1)
 
     def _judge(self, attempt: Attempt) -> None:
+        sums = [attempt.sums[shard] for shard in self._all]
+        if len({part.sequences for part in sums}) > 1:
+            # A member has given up what some shard had added, and sent others what comes after it.
+            self._start_over()
+            self._advance()
+            return
         if self._recalls(attempt):
             self._advance()
             return
-        sums = [attempt.sums[shard] for shard in self._all]
         found = decisions.merge_nonfinite(one for part in sums for one in part.nonfinite)
         if not found:
             self._decide(decisions.judge(self._spec, sums), attempt.members)
