@@ -33,7 +33,8 @@ class Model:
 
     def __init__(self, spec: RunSpec, masters: Iterable[Array]) -> None:
         self.spec = spec
-        self._before = spec
+        # Since the last decision.
+        self._specs = [spec]
         # How contributions that are taken together become one: also in a round that the policy changes in.
         self._reduce: Reduce = "mean"
         self._tensors: list[_Tensor] = []
@@ -52,7 +53,8 @@ class Model:
 
     def change(self, spec: RunSpec) -> None:
         """Rates and limits, from the next decision on."""
-        self._before, self.spec = self.spec, spec
+        self.spec = spec
+        self._specs.append(spec)
         policy = policy_of(spec.sync)
         self._reduce = self._reduce if policy.in_turn else policy.reduce
 
@@ -74,6 +76,10 @@ class Model:
 
     def apply(self, decision: Decision, contributions: Contributions) -> None:
         """One decided round."""
+        self._decide(decision, contributions)
+        self._specs = [self.spec]
+
+    def _decide(self, decision: Decision, contributions: Contributions) -> None:
         if decision.outcome is not Outcome.APPLIED:
             return
         reduce: Reduce = "sum" if decision.counted else self._reduce
@@ -123,7 +129,7 @@ class Model:
         rates = tuple(group.lr for group in decision.groups)
         known = [decisions.rates(self.spec, decision.step_before)]
         if decision.norms:
-            known.append(decisions.rates(self._before, decision.step_before))
+            known += [decisions.rates(spec, decision.step_before) for spec in self._specs]
         if rates not in known:
             raise Contradiction(f"round {decision.id}: the rates are {rates}, not {known[0]}")
 
