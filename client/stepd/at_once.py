@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 from google.protobuf.message import DecodeError
 
 from stepd import encodings, wire
+from stepd.buffers import Receiver
 from stepd.errors import InvalidArgument, StepdError
 from stepd.limits import AT_ONCE_BYTES_MAX, AT_ONCE_MESSAGE_BYTES_MAX
+from stepd.one_version import OnHeader
 from stepd.v1 import shard_pb2
 
 _FIRST = 0x0A  # field 1, length-delimited
@@ -67,13 +69,28 @@ def encode_response(receipt: shard_pb2.PushResponse, pulled: Iterable[bytes]) ->
     )
 
 
-def pulled_of(response: shard_pb2.PushAndPullResponse) -> tuple[shard_pb2.PullHeader | None, Iterator[wire.Chunk]]:
-    """The header of the parameters, and their chunks; None if they have to be asked for."""
+def receive(
+    response: shard_pb2.PushAndPullResponse, on_header: OnHeader, receiver: Callable[[], Receiver]
+) -> shard_pb2.PullHeader | None:
+    """Take the parameters that came; their header, or None if they have to be asked for.
+
+    Args:
+        response: what came.
+        on_header: called before anything is written; may raise.
+        receiver: gives what takes the chunks.
+    """
     if not response.pulled:
-        return None, iter(())
+        return None
     if response.pulled[0].WhichOneof("message") != "header":
         raise StepdError("a shard's pull did not begin with a header")
-    return response.pulled[0].header, (_chunk(message) for message in response.pulled[1:])
+    header = response.pulled[0].header
+    on_header(header)
+    taking = receiver()
+    for message in response.pulled[1:]:
+        taking.take(_chunk(message))
+    if not taking.complete:
+        raise StepdError("a shard ended a pull before its end")
+    return header
 
 
 def _chunk(message: shard_pb2.PullResponse) -> wire.Chunk:

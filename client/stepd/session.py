@@ -37,7 +37,7 @@ class ShardCalls:
         self.pull: Any = channel.unary_stream(
             "/stepd.v1.Shard/Pull", request_serializer=shard_pb2.PullRequest.SerializeToString
         )
-        self.push_and_pull: Any = channel.unary_unary(
+        self.push_and_pull: Any = channel.stream_stream(
             "/stepd.v1.Shard/PushAndPull", response_deserializer=shard_pb2.PushAndPullResponse.FromString
         )
         self.stage: Any = channel.stream_unary(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from itertools import count
 from typing import Any, Final, Literal
 
@@ -17,6 +18,7 @@ from stepd import at_once, encodings, specs, wire
 from stepd.buffers import Array, Picture
 from stepd.encodings import Encoding
 from stepd.errors import Aborted, StepdError, Unavailable
+from stepd.kept import KeptCalls
 from stepd.limits import SHARED_BYTES_MIN, WAIT_S
 from stepd.one_version import Headers, OnHeader, asking_for, ignore, one_version
 from stepd.parameters import ParameterTable
@@ -42,6 +44,7 @@ class RunStreams:
         in_turn: it takes contributions in turn, as far as is known: its owner may change that at any time.
         waits_for_all: a round waits for every member, as far as is known.
         sharing: of a worker, with whom it shares memory.
+        kept: of a worker, its calls that stay open.
         gradients: how they are encoded. None: as they are.
         parameters: in what encoding they are asked for; empty for as they are.
     """
@@ -55,6 +58,7 @@ class RunStreams:
         self._known = [(Plan(layout, table.specs), table)]
         self._targets = list(self.plan.targets)
         self.sharing: Sharing | None = None
+        self.kept = KeptCalls()
         self.gradients: Encoding | None = None
         self.parameters = ""
 
@@ -62,6 +66,7 @@ class RunStreams:
         """The same streams for one worker, which need not send what it shares, and may encode the rest."""
         own = copy.copy(self)
         own.sharing = sharing
+        own.kept = KeptCalls()
         own.gradients = encodings.of_gradients(spec.gradient_encoding) if spec.gradient_encoding else None
         own.parameters = spec.parameter_encoding
         return own
@@ -151,7 +156,7 @@ class RunStreams:
         regions: Sequence[Array],
         on_header: OnHeader,
     ) -> tuple[shard_pb2.PushResponse, shard_pb2.PullHeader | None]:
-        """Both in one call, for little. The arguments are those of `push` and `pull`; without a header: pull."""
+        """Both at once, for little. The arguments are those of `push` and `pull`; without a header: pull."""
         _ask_for(request, shard, picture)
         request.encoding = self.parameters
         own = wire.encode_header(shard_pb2.PushRequest, header)
@@ -162,18 +167,11 @@ class RunStreams:
             try:
                 # The one may wait, and then the other.
                 timeout = self.session.bulk_timeout(len(raw)) + WAIT_S
-                answer = await self._calls(shard).push_and_pull(raw, timeout=timeout)
+                answer = await self.kept.push_and_pull(shard, self._calls(shard), raw, timeout)
             except grpc.RpcError as error:
                 await self._wait(shard, patience, from_rpc_error(error, target=self._targets[shard]))
                 continue
-            pulled, chunks = at_once.pulled_of(answer)
-            if pulled is not None:
-                on_header(pulled)
-                receiver = picture.receiver(shard, regions)
-                for chunk in chunks:
-                    receiver.take(chunk)
-                if not receiver.complete:
-                    raise StepdError(f"shard {shard} ended a pull before its end")
+            pulled = at_once.receive(answer, on_header, partial(picture.receiver, shard, regions))
             return _own(answer.receipt, tries), pulled
         raise AssertionError  # count does not end
 

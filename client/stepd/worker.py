@@ -328,6 +328,7 @@ class Worker:
             await self._membership.leave(self._exchange.acknowledged)
         finally:
             self._sharing.close()
+            self._streams.kept.close()
 
     def __enter__(self) -> Self:
         return self

@@ -1,4 +1,4 @@
-"""Small models: a step is one call to each shard, and means what streams mean."""
+"""Small models: a step is one message to each shard and one back, and means what streams mean."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def gradient(step: int, rank: int = 0) -> dict[str, Any]:
 
 
 def train(run: stepd.Run, monkeypatch: pytest.MonkeyPatch, most: int) -> tuple[list[dict[str, Any]], int]:
-    """The parameters after each of five steps of two workers, and how many calls there were that do both."""
+    """The parameters after each of five steps of two workers, and how many messages brought both."""
     monkeypatch.setattr(Session, "at_once_bytes", most)
     calls, both = [], RunStreams.push_and_pull
 
@@ -95,7 +95,7 @@ def test_it_counts_once_with_nothing_but_the_stubs(fleets: Callable[[int], stepd
             )
             with grpc.insecure_channel(joined.layout.shards[0].target) as to_shard:
                 stub = shard_pb2_grpc.ShardStub(to_shard)
-                first, again = (stub.PushAndPull(request, timeout=PATIENCE_S) for _ in range(2))
+                first, again = stub.PushAndPull(iter([request] * 2), timeout=PATIENCE_S)
             assert [first.receipt.status, again.receipt.status] == [
                 shard_pb2.RECEIPT_STATUS_ACCEPTED,
                 shard_pb2.RECEIPT_STATUS_DUPLICATE,
@@ -115,7 +115,7 @@ def test_a_shard_does_not_do_much_at_once(fleets: Callable[[int], stepd.LocalFle
             push=[shard_pb2.PushRequest(header=shard_pb2.PushHeader(run=name))], pull=shard_pb2.PullRequest(run=name)
         )
         with grpc.insecure_channel(shard.target) as channel, pytest.raises(grpc.RpcError) as caught:
-            shard_pb2_grpc.ShardStub(channel).PushAndPull(request, timeout=PATIENCE_S)
+            list(shard_pb2_grpc.ShardStub(channel).PushAndPull(iter([request]), timeout=PATIENCE_S))
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert "pull must be up to 65536 bytes" in caught.value.details()
         run.delete()
@@ -135,7 +135,7 @@ def test_who_does_not_know_a_group_yet_is_told_of_it(fleets: Callable[[int], ste
                 push=[shard_pb2.PushRequest(header=header)], pull=shard_pb2.PullRequest(run=name, round=1)
             )
             with grpc.insecure_channel(shard.target) as channel, pytest.raises(grpc.RpcError) as caught:
-                shard_pb2_grpc.ShardStub(channel).PushAndPull(request, timeout=PATIENCE_S)
+                list(shard_pb2_grpc.ShardStub(channel).PushAndPull(iter([request]), timeout=PATIENCE_S))
             assert caught.value.code() is grpc.StatusCode.ABORTED
             assert "a group was added" in caught.value.details()
             assert worker.step({"w": np.ones(3, F4)}).params["large"].size == AT_ONCE_BYTES_MAX

@@ -303,6 +303,9 @@ class Call:
         self.sent.append(self.serialize(message) if self.serialize else bytes(message))
         self.requests.send(self.sent[-1])
 
+    def done(self) -> bool:
+        return self.status is not None
+
     async def done_writing(self) -> None:
         if self.status is None:
             self.requests.send(_END)

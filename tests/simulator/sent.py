@@ -51,11 +51,12 @@ class Sent:
 
 
 def messages_of(path: str, sent: Iterable[bytes]) -> Iterable[bytes]:
-    """The stream of a contribution, however it went out."""
+    """What was pushed in a call, however it went out: one contribution, or one after another."""
     if not path.endswith("/PushAndPull"):
         return sent
-    (raw,) = sent
-    return [message.SerializeToString() for message in shard_pb2.PushAndPullRequest.FromString(raw).push]
+    return [
+        message.SerializeToString() for raw in sent for message in shard_pb2.PushAndPullRequest.FromString(raw).push
+    ]
 
 
 class Contradiction(Exception):

@@ -101,8 +101,11 @@ class FakeShard:
         data = np.full(SIZE, answer[1], np.float32)
         yield wire.encode_chunk(0, data.nbytes, [memoryview(data).cast("B")])
 
-    def serve_push_and_pull(self, raw: bytes, context: Any) -> bytes:
-        request = shard_pb2.PushAndPullRequest.FromString(raw)
+    def serve_push_and_pull(self, requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
+        for raw in requests:
+            yield self.push_and_pull(shard_pb2.PushAndPullRequest.FromString(raw), context)
+
+    def push_and_pull(self, request: shard_pb2.PushAndPullRequest, context: Any) -> bytes:
         answer = self.serve_push((message.SerializeToString() for message in request.push), context)
         answered = self.pull(request.pull)
         self.pulled.append(request.pull)
@@ -112,7 +115,7 @@ class FakeShard:
 
     def add_to(self, server: grpc.Server) -> None:
         handlers = {
-            "PushAndPull": grpc.unary_unary_rpc_method_handler(self.serve_push_and_pull),
+            "PushAndPull": grpc.stream_stream_rpc_method_handler(self.serve_push_and_pull),
             "Push": grpc.stream_unary_rpc_method_handler(
                 self.serve_push, response_serializer=shard_pb2.PushResponse.SerializeToString
             ),

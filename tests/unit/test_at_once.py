@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 
 from stepd import at_once, wire
+from stepd.buffers import Receiver, Segment
 from stepd.errors import InvalidArgument, StepdError
 from stepd.limits import AT_ONCE_BYTES_MAX, AT_ONCE_MESSAGE_BYTES_MAX
 from stepd.v1 import shard_pb2
 
 PULL = shard_pb2.PullRequest(run="run", round=3)
+
+
+def receiver(region: Any) -> Receiver:
+    """Of a pull that fills a region."""
+    return Receiver([Segment(0, region.size, 0, 0)], [region], region.dtype)
+
+
+def unexpected(*_: object) -> NoReturn:
+    raise AssertionError
 
 
 def push(size: int = 3, run: str = "run") -> list[bytes]:
@@ -40,22 +51,28 @@ def test_an_answer_is_a_receipt_and_what_a_pull_gives() -> None:
     pulled = [wire.encode_header(shard_pb2.PullResponse, header), wire.encode_chunk(0, 4, [memoryview(b"abcd")])]
     response = shard_pb2.PushAndPullResponse.FromString(at_once.encode_response(receipt, pulled))
     assert response.receipt == receipt
-    found, chunks = at_once.pulled_of(response)
-    assert found == header
-    assert [(chunk.offset, bytes(chunk.data)) for chunk in chunks] == [(0, b"abcd")]
+    told, taken = list[shard_pb2.PullHeader](), np.zeros(1, np.int32)
+    assert at_once.receive(response, told.append, lambda: receiver(taken)) == header
+    assert told == [header]
+    assert taken.tobytes() == b"abcd"
 
 
 def test_an_answer_without_parameters_has_a_receipt() -> None:
     receipt = shard_pb2.PushResponse(status=shard_pb2.RECEIPT_STATUS_LATE)
-    header, chunks = at_once.pulled_of(shard_pb2.PushAndPullResponse.FromString(at_once.encode_response(receipt, [])))
-    assert header is None
-    assert list(chunks) == []
+    response = shard_pb2.PushAndPullResponse.FromString(at_once.encode_response(receipt, []))
+    assert at_once.receive(response, unexpected, unexpected) is None
 
 
 def test_an_answer_that_does_not_begin_with_a_header_is_none() -> None:
     response = shard_pb2.PushAndPullResponse(pulled=[shard_pb2.PullResponse(chunk=shard_pb2.Chunk(data=b"abcd"))])
     with pytest.raises(StepdError, match="header"):
-        at_once.pulled_of(response)
+        at_once.receive(response, unexpected, unexpected)
+
+
+def test_an_answer_that_ends_before_the_end_is_none() -> None:
+    response = shard_pb2.PushAndPullResponse(pulled=[shard_pb2.PullResponse(header=shard_pb2.PullHeader())])
+    with pytest.raises(StepdError, match="before its end"):
+        at_once.receive(response, lambda _: None, lambda: receiver(np.zeros(1, np.int32)))
 
 
 REFUSED: list[tuple[Callable[[], bytes], str]] = [

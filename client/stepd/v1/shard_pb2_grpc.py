@@ -56,7 +56,7 @@ class ShardStub(object):
                 request_serializer=stepd_dot_v1_dot_shard__pb2.PullRequest.SerializeToString,
                 response_deserializer=stepd_dot_v1_dot_shard__pb2.PullResponse.FromString,
                 _registered_method=True)
-        self.PushAndPull = channel.unary_unary(
+        self.PushAndPull = channel.stream_stream(
                 '/stepd.v1.Shard/PushAndPull',
                 request_serializer=stepd_dot_v1_dot_shard__pb2.PushAndPullRequest.SerializeToString,
                 response_deserializer=stepd_dot_v1_dot_shard__pb2.PushAndPullResponse.FromString,
@@ -108,9 +108,10 @@ class ShardServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def PushAndPull(self, request, context):
-        """Push and then Pull in one call, for small models, of which a step is calls and not bytes: with up to 64 KiB of
+    def PushAndPull(self, request_iterator, context):
+        """Push and then Pull at once, for small models, of which a step is calls and not bytes: with up to 64 KiB of
         gradient and as much of parameters. It means what the two mean, one after the other, and may be repeated as they may.
+        Each request has one answer, in this order; the call may stay open from one step to the next, and an error ends it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -148,7 +149,7 @@ def add_ShardServicer_to_server(servicer, server):
                     request_deserializer=stepd_dot_v1_dot_shard__pb2.PullRequest.FromString,
                     response_serializer=stepd_dot_v1_dot_shard__pb2.PullResponse.SerializeToString,
             ),
-            'PushAndPull': grpc.unary_unary_rpc_method_handler(
+            'PushAndPull': grpc.stream_stream_rpc_method_handler(
                     servicer.PushAndPull,
                     request_deserializer=stepd_dot_v1_dot_shard__pb2.PushAndPullRequest.FromString,
                     response_serializer=stepd_dot_v1_dot_shard__pb2.PushAndPullResponse.SerializeToString,
@@ -280,7 +281,7 @@ class Shard(object):
             _registered_method=True)
 
     @staticmethod
-    def PushAndPull(request,
+    def PushAndPull(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -290,8 +291,8 @@ class Shard(object):
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
+        return grpc.experimental.stream_stream(
+            request_iterator,
             target,
             '/stepd.v1.Shard/PushAndPull',
             stepd_dot_v1_dot_shard__pb2.PushAndPullRequest.SerializeToString,

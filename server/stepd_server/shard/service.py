@@ -6,7 +6,7 @@ import asyncio
 import logging
 import shutil
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,8 +41,8 @@ class ShardService(shard_control_pb2_grpc.ShardControlServicer):
         self._index = index
         self._folder = data_dir / f"shard-{index}" / "runs"
         self._runs: dict[str, ShardRun] = {}
-        # What the coordinator leads runs by.
-        self._leading: set[asyncio.Task[Any]] = set()
+        # Calls that have no end of their own.
+        self._endless: set[asyncio.Task[Any]] = set()
         self._stopping = False
         self._traffic = metrics.Traffic()
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ class ShardService(shard_control_pb2_grpc.ShardControlServicer):
             "Pull": grpc.unary_stream_rpc_method_handler(
                 self.pull, request_deserializer=shard_pb2.PullRequest.FromString
             ),
-            "PushAndPull": grpc.unary_unary_rpc_method_handler(self.push_and_pull),
+            "PushAndPull": grpc.stream_stream_rpc_method_handler(self.push_and_pull),
             "ShareMemory": grpc.stream_stream_rpc_method_handler(
                 self.share_memory,
                 request_deserializer=shard_pb2.ShareMemoryRequest.FromString,
@@ -98,7 +98,7 @@ class ShardService(shard_control_pb2_grpc.ShardControlServicer):
     def let_go(self) -> None:
         """End the calls that have no end of their own, for which a server that is to stop would wait."""
         self._stopping = True
-        for task in self._leading:
+        for task in self._endless:
             task.cancel()
 
     async def stop(self) -> None:
@@ -149,7 +149,12 @@ class ShardService(shard_control_pb2_grpc.ShardControlServicer):
                     self._traffic.shown += _shared_bytes(message, run)
                 yield message
 
-    async def push_and_pull(self, raw: bytes, context: Context) -> bytes:
+    async def push_and_pull(self, requests: AsyncIterator[bytes], context: Context) -> AsyncGenerator[bytes, None]:
+        with self._without_end():
+            async for raw in requests:
+                yield await self._push_and_pull(raw, context)
+
+    async def _push_and_pull(self, raw: bytes, context: Context) -> bytes:
         request = at_once.decode_request(raw)
         run, pulled = self._run(request.pull.run), list[bytes]()
         itemsize = run.arena.piece.dtype.itemsize
@@ -212,10 +217,7 @@ class ShardService(shard_control_pb2_grpc.ShardControlServicer):
     async def LeadRounds(
         self, requests: AsyncIterator[shard_control_pb2.LeadRoundsRequest], _: Context
     ) -> AsyncGenerator[shard_control_pb2.LeadRoundsResponse, None]:
-        task = asyncio.current_task()
-        assert task is not None
-        self._leading.add(task)
-        try:
+        with self._without_end():
             async for request in requests:
                 if request.HasField("finish"):
                     step = await self._run(request.run).finish(request.finish)
@@ -223,12 +225,6 @@ class ShardService(shard_control_pb2_grpc.ShardControlServicer):
                 if request.HasField("gather"):
                     async for message in self._run(request.run).gather(request.gather):
                         yield shard_control_pb2.LeadRoundsResponse(gathered=message)
-        except asyncio.CancelledError:
-            if not self._stopping:
-                raise
-            raise Unavailable("this shard is being stopped") from None
-        finally:
-            self._leading.discard(task)
 
     async def CloseRound(
         self, request: shard_control_pb2.CloseRoundRequest, _: Context
@@ -259,6 +255,21 @@ class ShardService(shard_control_pb2_grpc.ShardControlServicer):
     ) -> shard_control_pb2.CommitStateResponse:
         await self._run(request.run).commit_state(request)
         return shard_control_pb2.CommitStateResponse()
+
+    @contextmanager
+    def _without_end(self) -> Iterator[None]:
+        """A call that lasts until its caller ends it, or this process is stopped."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._endless.add(task)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not self._stopping:
+                raise
+            raise Unavailable("this shard is being stopped") from None
+        finally:
+            self._endless.discard(task)
 
     # --- Runs ---------------------------------------------------------------------------------------------------
 
