@@ -30,6 +30,8 @@ _THEMES: Final[dict[Theme | None, tuple[Kind, ...]]] = {
     "policies": ("policy", "policy", "policy", "policy", "slow", "stall", "kill", "cut", "die"),
 }
 _ALL: Final[tuple[Theme, ...]] = ("steps", "links", "reads", "kills", "quorum", "turns", "policies")
+# Where more depends on what workers are told before the decision.
+_OF_PUSHES: Final = ("policies", "quorum", "turns")
 _QUORUM: Final = ("quorum",)
 _TURNS: Final = ("async", "bounded")
 _SYNCS: Final = ("all", "all", "all", "all", *_QUORUM, *_TURNS)
@@ -85,7 +87,7 @@ def draw(seed: int, theme: Theme | None = None) -> Scenario:
         poison=poison,
         at_once=seed % 2 == 1,
         partial=rng.choice((0.0, 0.0, 0.3)),
-        pushes=rng.choice((0.0, 0.5, 0.9) if theme == "policies" else (0.0, 0.0, 0.5)),
+        pushes=rng.choice((0.0, 0.5, 0.9) if theme in _OF_PUSHES else (0.0, 0.0, 0.5)),
         late=tuple(0.0 if rng.random() < 0.7 else rng.uniform(0, 0.1) for _ in range(workers)),
         leaves=leaves,
         lease=rng.choice((1.0, 2.0)),
