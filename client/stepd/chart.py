@@ -7,6 +7,7 @@ The colours follow the reader's light or dark theme where the viewer supports th
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -145,7 +146,7 @@ def linear_axis(values: Iterable[float], *, target: int = 5) -> Axis:
     low, high = min(drawn), max(drawn)
     if low == high:
         low, high = (low - abs(low) / 2, high + abs(high) / 2) if low else (0.0, 1.0)
-    rough = (high - low) / target
+    rough = max((high - low) / target, sys.float_info.min)  # halves of the smallest numbers are none
     power = 10.0 ** math.floor(math.log10(rough))
     tick = power * next(factor for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
     first, last = math.floor(low / tick + 1e-9), math.ceil(high / tick - 1e-9)
