@@ -2,8 +2,8 @@
 
     python -m bench.memory [--workers 1 2] [--steps 10] [--json]
 
-Workload W of bench/compare on one shard, by gRPC and through shared memory with `gradient_buffers`. MB after so many
-steps, and the most that there was at any time. STEPD_KERNELS=numpy does without compiled loops.
+Workload W of bench/compare on one shard, by gRPC, in bfloat16, and through shared memory with `gradient_buffers`. MB
+after so many steps, and the most that there was at any time. STEPD_KERNELS=numpy does without compiled loops.
 
 state, sum: parameters and moments, and the accumulator: files in memory, whole from the beginning;
 workers:    gradients that workers lend. Their memory, not the shard's: it maps it, and so it counts in its peak;
@@ -30,14 +30,16 @@ from stepd.memory import tune_malloc
 from stepd_server.kernels.compiled import available
 
 KINDS: Final = ("state", "sum", "workers", "files", "own")
-TRANSPORTS: Final = ("grpc", "shm")
+# Transport and encoding.
+WAYS: Final = {"grpc": ("grpc", "float32"), "bfloat16": ("grpc", "bfloat16"), "shm": ("shm", "float32")}
 BAR_BYTES: Final = 150e6
 
 
-def worker(pipe: Connection, rank: int, target: str, transport: str, workers: int, steps: int) -> None:
+def worker(pipe: Connection, rank: int, target: str, way: str, workers: int, steps: int) -> None:
     tune_malloc()
+    transport, encoding = WAYS[way]
     with stepd.connect(target, transport=transport) as client:
-        run = create_run(client, workers)
+        run = create_run(client, workers, stepd.Wire(encoding, encoding))
         with run.join(rank=rank) as member:
             grads = member.gradient_buffers() if transport == "shm" else parameters()
             pipe.send(time_steps(steps, lambda: member.step(grads)))
@@ -68,9 +70,9 @@ def made_of(smaps: str) -> dict[str, int]:
     return dict(found)
 
 
-def measure(transport: str, workers: int, steps: int) -> dict[str, float]:
+def measure(way: str, workers: int, steps: int) -> dict[str, float]:
     with stepd.local(shards=1) as fleet:
-        started = [Process(worker, rank, fleet.target, transport, workers, steps) for rank in range(workers)]
+        started = [Process(worker, rank, fleet.target, way, workers, steps) for rank in range(workers)]
         for one in started:
             one.receive()
         (pid,) = [shard.pid for shard in fleet.shards]
@@ -87,20 +89,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    rows = {
-        f"{transport} W{workers}": measure(transport, workers, options.steps)
-        for transport in TRANSPORTS
-        for workers in options.workers
-    }
+    rows = {f"{way} W{workers}": measure(way, workers, options.steps) for way in WAYS for workers in options.workers}
     if options.json:
         print(json.dumps(rows))
         return
     print(f"loops: {'compiled' if available() else 'NumPy'}; MB")
-    print(f"{'':8}" + "".join(f"{name:>9}" for name in (*KINDS, "peak")) + "  peak without workers'   bar")
+    print(f"{'':12}" + "".join(f"{name:>9}" for name in (*KINDS, "peak")) + "  peak without workers'   bar")
     for name, row in rows.items():
         without = row["peak"] - row["workers"]
         print(
-            f"{name:8}"
+            f"{name:12}"
             + "".join(f"{row[kind] / 1e6:9.0f}" for kind in (*KINDS, "peak"))
             + f"{without / 1e6:14.0f} {'kept' if without <= row['bar'] else 'MISSED':<8}{row['bar'] / 1e6:6.0f}"
         )

@@ -65,15 +65,16 @@ class Loops:
         self._engine: Any = None
         self._functions: dict[str, Any] = {}
         self._ready = Event()
-        Thread(target=self._prepare, name="compile").start()
+        self._preparing = Thread(target=self._prepare, name="compile")
+        self._preparing.start()
 
     def get(self, name: str) -> Any:
         """A function, None if it is not there."""
         return self._functions.get(name) if self._ready.is_set() else None
 
     def wait(self) -> None:
-        """Return when they are there."""
-        self._ready.wait()
+        """Return when they are there, or cannot be had."""
+        self._preparing.join()
 
     def _prepare(self) -> None:
         halves = has_halves()

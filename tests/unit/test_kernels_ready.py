@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stepd import casts
 from stepd.layout import lay_out, to_proto
 from stepd.rules import SGD, RMSprop
 from stepd.specs import optimizer_to_proto
@@ -71,6 +72,18 @@ def test_what_compiling_took_is_given_back_once(monkeypatch: pytest.MonkeyPatch)
 
 
 @needs_compiler
+def test_so_are_the_casts_of_a_run_that_travels_in_16_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[bool] = []
+    casts.known_loops.cache_clear()
+    compile_for([], FLOAT, 1 << 20)
+    monkeypatch.setattr(ready, "give_back_pages", lambda: given.append(casts.known_loops().get("widen.bfloat16")))
+    for _ in range(2):
+        compile_for([], FLOAT, 1 << 20, halves=True)
+        assert len(given) == 1
+        assert given[0] is not None
+
+
+@needs_compiler
 def test_a_run_takes_its_memory_when_its_kernels_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def watched(*how: Any) -> Arena:
         assert known_loops(FLOAT).ready
@@ -97,9 +110,12 @@ def test_a_run_takes_its_memory_when_its_kernels_are_there(tmp_path: Path, monke
 
 
 @needs_compiler
-def test_nothing_is_compiled_for_groups_that_are_too_small_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("encoding", ["", "bfloat16"])
+def test_nothing_is_compiled_for_groups_that_are_too_small_for_it(
+    monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(run, "compile_for", lambda *how: asked.append(how))
+    monkeypatch.setattr(run, "compile_for", lambda *how, halves: asked.append((*how, halves)))
     sizes = {"w": 1 << 15, "b": 100}
     spec = run_pb2.RunSpec(
         name="run",
@@ -108,8 +124,10 @@ def test_nothing_is_compiled_for_groups_that_are_too_small_for_it(monkeypatch: p
             for group, (name, size) in enumerate(sizes.items())
         ],
         groups=[run_pb2.GroupSpec(optimizer=optimizer_to_proto(rule)) for rule in (SGD(lr=0.1), RMSprop(0.1))],
+        gradient_encoding=encoding,
     )
     layout = to_proto(lay_out([*sizes.values()], [4, 4], 1, block=1 << 16), ["x:1"], run_pb2.D_TYPE_FLOAT32, 1 << 16)
     run.have_kernels(Piece.of(spec, layout, 0))
-    ((groups, *_),) = asked
+    ((groups, *_, halves),) = asked
     assert [rule for rule, _ in groups] == [SGD(lr=0.1)]
+    assert halves == bool(encoding)

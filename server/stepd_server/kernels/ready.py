@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from stepd import casts
 from stepd.rules import Rule
 from stepd_server.kernels.arriving import known_loops
 from stepd_server.kernels.compiled import compiled
@@ -26,13 +27,24 @@ _LIBRARY: Final = "llvmlite"
 _MADV_DONTNEED: Final = 4
 
 
-def compile_for(groups: Sequence[tuple[Rule, float]], dtype: np.dtype[Any], elements: int) -> None:
-    """Compile what the first steps of a run take, and give back what that took; see `prepare`."""
+def compile_for(
+    groups: Sequence[tuple[Rule, float]], dtype: np.dtype[Any], elements: int, *, halves: bool = False
+) -> None:
+    """Compile what the first steps of a run take, and give back what that took.
+
+    Args:
+        groups: see `prepare`.
+        dtype: of the run.
+        elements: that the run has here.
+        halves: what travels may have 16 bits.
+    """
     if not wanted(elements):
         return
     before = _compiled()
     preparing = prepare(groups, dtype, elements)
     known_loops(dtype).wait()
+    if halves:
+        casts.known_loops().wait()
     if preparing is not None:
         preparing.join()
     if _compiled() != before:
@@ -69,5 +81,5 @@ def _parted(line: str) -> tuple[str, str, str]:
     return line.partition(":")
 
 
-def _compiled() -> tuple[int, int]:
-    return known_loops.cache_info().misses, compiled.cache_info().misses
+def _compiled() -> int:
+    return sum(each.cache_info().misses for each in (known_loops, casts.known_loops, compiled))

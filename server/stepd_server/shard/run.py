@@ -9,6 +9,7 @@ from threading import Thread
 from typing import Final
 
 from stepd import wire
+from stepd.casts import DTYPES
 from stepd.errors import Aborted, FailedPrecondition, InvalidArgument, Unavailable
 from stepd.limits import WAIT_S
 from stepd.v1 import round_pb2, shard_control_pb2
@@ -45,7 +46,8 @@ def have_kernels(piece: Piece) -> None:
         for group, limit in zip(piece.groups, limits, strict=True)
         if wanted(group.stop - group.start)
     ]
-    compile_for(large, piece.dtype, piece.size)
+    halves = any(encoding in DTYPES for encoding in (piece.spec.gradient_encoding, piece.spec.parameter_encoding))
+    compile_for(large, piece.dtype, piece.size, halves=halves)
 
 
 class ShardRun(Pushing):
