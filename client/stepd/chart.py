@@ -7,7 +7,6 @@ The colours follow the reader's light or dark theme where the viewer supports th
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -140,13 +139,18 @@ class Axis(NamedTuple):
         return (value - self.low) / (self.high - self.low)
 
 
+# Below it numbers lose digits.
+_NOTHING: Final = 1e-300
+
+
 def linear_axis(values: Iterable[float], *, target: int = 5) -> Axis:
     """An axis from tick to tick around the values, with ticks at multiples of 1, 2 or 5 times a power of ten."""
-    drawn = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
+    # The smallest numbers there are cannot be divided among ticks.
+    drawn = [value if abs(value) > _NOTHING else 0.0 for value in values if math.isfinite(value)] or [0.0, 1.0]
     low, high = min(drawn), max(drawn)
     if low == high:
         low, high = (low - abs(low) / 2, high + abs(high) / 2) if low else (0.0, 1.0)
-    rough = max((high - low) / target, sys.float_info.min)  # halves of the smallest numbers are none
+    rough = (high - low) / target
     power = 10.0 ** math.floor(math.log10(rough))
     tick = power * next(factor for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
     first, last = math.floor(low / tick + 1e-9), math.ceil(high / tick - 1e-9)
