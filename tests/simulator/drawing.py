@@ -17,8 +17,9 @@ _KINDS: Final[tuple[Kind, ...]] = (
 )
 # What most worlds are not: shards that die in one step after the other, messages that get lost all the time, somebody
 # who reads while everything takes long, servers and workers that are killed, rounds that are closed before all have
-# come, contributions that are steps of their own, and owners who change that in the middle of rounds.
-Theme: TypeAlias = Literal["steps", "links", "reads", "kills", "quorum", "turns", "policies"]
+# come, and by the first of three, contributions that are steps of their own, and owners who change the policy in the
+# middle of rounds.
+Theme: TypeAlias = Literal["steps", "links", "reads", "kills", "quorum", "late", "turns", "policies"]
 _THEMES: Final[dict[Theme | None, tuple[Kind, ...]]] = {
     None: _KINDS,
     "steps": ("die",),
@@ -26,12 +27,13 @@ _THEMES: Final[dict[Theme | None, tuple[Kind, ...]]] = {
     "reads": ("slow", "stall", "slow", "die"),
     "kills": ("kill", "kill", "die"),
     "quorum": ("slow", "stall", "alone", "stop", "kill", "cut", "die"),
+    "late": ("stall", "stall", "stall", "stall", "slow", "part", "die"),
     "turns": ("slow", "stall", "stop", "kill", "cut", "again", "die", "die"),
     "policies": ("policy", "policy", "policy", "policy", "slow", "stall", "kill", "cut", "die"),
 }
-_ALL: Final[tuple[Theme, ...]] = ("steps", "links", "reads", "kills", "quorum", "turns", "policies")
+_ALL: Final[tuple[Theme, ...]] = ("steps", "links", "reads", "kills", "quorum", "late", "turns", "policies")
 # Where more depends on what workers are told before the decision.
-_OF_PUSHES: Final = ("policies", "quorum", "turns")
+_OF_PUSHES: Final = ("policies", "quorum", "late", "turns")
 _QUORUM: Final = ("quorum",)
 _TURNS: Final = ("async", "bounded")
 _SYNCS: Final = ("all", "all", "all", "all", *_QUORUM, *_TURNS)
@@ -53,6 +55,8 @@ def draw(seed: int, theme: Theme | None = None) -> Scenario:
     rng = random.Random(f"scenario {seed}" + (f" of {theme}" if theme else ""))
     theme = theme or rng.choice((None, None, None, None, None, *_ALL))
     shards, workers = rng.choice((1, 2, 2, 3)), rng.choice((1, 2, 2, 2, 3))
+    if theme == "late":
+        shards, workers = max(shards, 2), 3
     target = rng.choice((2, 2, 3, 3, 4))
     rule: Rule = rng.choice(
         (SGD(lr=0.1, momentum=0.9), AdamW(lr=0.05), AdamW(lr=0.05, amsgrad=True), LAMB(lr=0.02), SGD(lr=0.5))
@@ -105,9 +109,9 @@ def _sync(rng: random.Random, theme: Theme | None, workers: int) -> tuple[AnySyn
     """The policy, and whether nobody can be done without."""
     fixed = rng.random() < 0.5
     reduce: Reduce = rng.choice(("mean", "mean", "sum", "weighted"))
-    kind = rng.choice({"quorum": _QUORUM, "turns": _TURNS}.get(theme or "", _SYNCS))
+    kind = rng.choice({"quorum": _QUORUM, "late": _QUORUM, "turns": _TURNS}.get(theme or "", _SYNCS))
     if kind == "quorum":
-        quorum, grace = rng.randint(1, workers), rng.choice((0.0, 0.01, 0.5))
+        quorum, grace = 1 if theme == "late" else rng.randint(1, workers), rng.choice((0.0, 0.01, 0.5))
         number = workers if fixed else None
         return Sync(number, quorum=quorum, grace=grace, reduce=reduce), True
     if kind == "async":

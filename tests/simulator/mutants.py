@@ -25,7 +25,7 @@ from stepd_server.coordinator.store import RunStore
 from stepd_server.coordinator.vocabulary import Offer, RoundId, Selected
 from stepd_server.shard import finishing, run
 from stepd_server.shard.gathered import GatheredFile
-from stepd_server.shard.gathering import Gathering
+from stepd_server.shard.gathering import Gathering, key_of
 from stepd_server.shard.journal import Field, Journal
 from stepd_server.shard.remembering import Remembering
 from stepd_server.shard.run import ShardRun
@@ -246,6 +246,18 @@ def who_is_late_is_told_that_it_counts(patch: pytest.MonkeyPatch) -> None:
 def _as_the_shards_say(contribution: Contribution, _: object = None) -> Receipt:
     word = receipt_word([receipt.status for receipt in contribution.receipts.values()])
     return Receipt(word, 0, contribution.round)
+
+
+@mutant("late", 23)
+def who_is_late_is_told_before_the_round_is_decided(patch: pytest.MonkeyPatch) -> None:
+    """It may start over yet, and take it."""
+    fate = Gathering.fate
+
+    def soon(self: Gathering, header: shard_pb2.PushHeader) -> Any:
+        asked = self.in_turn or key_of(header.member) in self.contributions
+        return fate(self, header) if asked else shard_pb2.RECEIPT_STATUS_LATE
+
+    patch.setattr(Gathering, "fate", soon)
 
 
 @mutant("quorum", 76)
