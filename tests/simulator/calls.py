@@ -7,7 +7,6 @@ time, arrive in order within a stream and in any order between streams, and may 
 from __future__ import annotations
 
 import asyncio
-import contextvars
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 import grpc.aio
 
+from tests.simulator.loop import NOBODY
+
 if TYPE_CHECKING:
     from tests.simulator.network import Channel, Network, Server
 
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 WINDOW: Final = 1
 # Seconds between two messages of a stream: timers of the same time have no order.
 _APART: Final = 1e-7
-# What arrives belongs to nobody until it has arrived: also when its sender is dead by then.
-_NOBODY: Final = contextvars.Context()
 
 _UNAVAILABLE: Final = grpc.StatusCode.UNAVAILABLE
 
@@ -66,12 +65,12 @@ class Pipe:
     def send(self, item: Any) -> None:
         self._on_the_way += 1
         self._last = max(self._last + _APART, self._network.arrival(*self._ends))
-        self._network.loop.call_at(self._last, self._arrive, item, context=_NOBODY)
+        self._network.loop.call_at(self._last, self._arrive, item, context=NOBODY)
 
     def then(self, action: Callable[[], None]) -> None:
         """Do something at the other end when all that was sent has arrived there, or would have."""
         self._last = max(self._last + _APART, self._network.arrival(*self._ends))
-        self._network.loop.call_at(self._last, action, context=_NOBODY)
+        self._network.loop.call_at(self._last, action, context=NOBODY)
 
     def _arrive(self, item: Any) -> None:
         if not self.broken:
@@ -147,7 +146,7 @@ class Call:
         self._timer = None
         if timeout is not None:
             late = Status(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
-            self._timer = network.loop.call_later(timeout, self._give_up, late, context=_NOBODY)
+            self._timer = network.loop.call_later(timeout, self._give_up, late, context=NOBODY)
         if twin is None:
             self.requests.then(self._open)
             network.register(self)
@@ -262,9 +261,9 @@ class Call:
             self.requests.then(self.drop_handler)
         else:
             self.answers.close()
-            self.network.loop.call_later(self.network.until_noticed(), self.drop_handler, context=_NOBODY)
+            self.network.loop.call_later(self.network.until_noticed(), self.drop_handler, context=NOBODY)
         at = self.network.arrival(self.channel.host, self.channel.process.name)
-        self.network.loop.call_at(at, self.end, Status(_UNAVAILABLE, "the connection was lost"), context=_NOBODY)
+        self.network.loop.call_at(at, self.end, Status(_UNAVAILABLE, "the connection was lost"), context=NOBODY)
 
     def again(self, seconds: float) -> None:
         """Let what was sent arrive once more at the same server, as from a caller that is gone by then."""
@@ -272,7 +271,7 @@ class Call:
         for raw in self.sent:
             copy.requests.hand_over(raw)
         copy.requests.hand_over(_END)
-        self.network.loop.call_later(seconds, copy._open, context=_NOBODY)
+        self.network.loop.call_later(seconds, copy._open, context=NOBODY)
 
     def orphan(self) -> None:
         """The caller has died."""

@@ -12,12 +12,15 @@ import contextvars
 import heapq
 import warnings
 from collections.abc import Callable, Coroutine, Generator
+from functools import partial
 from itertools import count
 from typing import Any, Final
 
 # Whose callback runs; None: the world itself, its network and its weather.
 _RUNNING: Final[contextvars.ContextVar[Process | None]] = contextvars.ContextVar("running", default=None)
 _copy_context: Final = contextvars.copy_context
+# Given in place of a context: what is called belongs to the world itself.
+NOBODY: Final[Any] = object()
 
 
 def running() -> Process | None:
@@ -33,55 +36,40 @@ class Deadlock(Exception):
     """Nothing is left that could ever happen, and somebody waits."""
 
 
-class Future(asyncio.Future[Any]):
-    """With a hash that does not depend on its address: sets of futures are walked through in the order of it.
+def _numbered(future: Any) -> int:
+    """A hash that does not depend on its address: sets of futures are walked through in the order of it."""
+    number: int | None = future.number
+    if number is None:
+        future.number = number = next(future.get_loop().numbers)
+    return number
 
-    Attributes:
-        number: among all futures and tasks of the loop.
+
+class Future(asyncio.Future[Any]):
+    """Attributes:
+    number: among all futures and tasks of the loop whose hash was asked for.
     """
 
-    number: int
-
-    def __hash__(self) -> int:
-        return self.number
+    number: int | None = None
+    __hash__ = _numbered
 
 
 class Task(asyncio.Task[Any]):
     """As Future. Everything that a dead process held stays as it was, so its tasks are kept to the end."""
 
-    def __init__(self, coro: Any, *, loop: VirtualLoop, name: Any = None, context: Any = None) -> None:
-        self._number = next(loop.numbers)
-        super().__init__(coro, loop=loop, name=name, context=context)
-
-    def __hash__(self) -> int:
-        return self._number
+    number: int | None = None
+    __hash__ = _numbered
 
 
-class Handle:
-    """As asyncio's, with no more to it than is used: most of a world's time goes into callbacks.
+class Handle(list[Any]):
+    """As asyncio's: a callback, its arguments and its context. A list, for that is quick to make."""
 
-    Attributes:
-        at: when; of timers.
-    """
-
-    __slots__ = ("args", "at", "callback", "cancelled_", "context")
-
-    def __init__(self, callback: Any, args: tuple[Any, ...], context: Any, at: float = 0.0) -> None:
-        self.callback = callback
-        self.args = args
-        self.context = _copy_context() if context is None else context
-        self.at = at
-        self.cancelled_ = False
+    __slots__ = ()
 
     def cancel(self) -> None:
-        self.cancelled_ = True
-        self.callback, self.args = None, ()
+        self[0], self[1] = None, ()
 
     def cancelled(self) -> bool:
-        return self.cancelled_
-
-    def when(self) -> float:
-        return self.at
+        return self[0] is None
 
 
 class Process:
@@ -146,24 +134,25 @@ class VirtualLoop(asyncio.BaseEventLoop):
     """Attributes:
     kept: all tasks, and what the dead have left.
     numbers: for hashes of futures.
-    steps: callbacks that have run.
     problems: what was raised where nobody looks.
     """
 
     _ready: Any
     _stopping: bool
+    # Asked for every future: no.
+    get_debug: Any = bool
 
     def __init__(self) -> None:
         super().__init__()
         self.kept: list[Any] = []
         self.numbers = count()
-        self.steps = 0
         self.problems: list[str] = []
         self._now = 0.0
         # By time, and then by when they were set.
         self._timers: list[tuple[float, int, Handle]] = []
         self._set = count()
         self.set_exception_handler(self._note)
+        self.create_future: Any = partial(Future, loop=self)
 
     # --- Time -----------------------------------------------------------------------------------------------------
 
@@ -171,58 +160,52 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return self._now
 
     def _run_once(self) -> None:
-        ready = self._ready
+        ready, timers = self._ready, self._timers
         while not self._stopping:
-            handle = ready.popleft() if ready else self._jump()
-            if handle.cancelled_:
+            if ready:
+                handle = ready.popleft()
+            elif timers:
+                at, _, handle = heapq.heappop(timers)
+                if handle[0] is not None and at > self._now:
+                    self._now = at
+            else:
+                raise Deadlock("nothing is left to happen")
+            callback, arguments, context = handle
+            if callback is None:
                 continue
-            context = handle.context
-            process = context.get(_RUNNING)
-            if process is not None and process.halted:
-                process.hold(handle)
-                continue
-            self.steps += 1
             try:
-                context.run(handle.callback, *handle.args)
+                if context is NOBODY:
+                    callback(*arguments)
+                    continue
+                process = context.get(_RUNNING)
+                if process is not None and process.halted:
+                    process.hold(handle)
+                    continue
+                context.run(callback, *arguments)
             except (SystemExit, KeyboardInterrupt):
                 raise
             except BaseException as error:  # noqa: BLE001 (noted)
-                self._note(self, {"message": f"in {handle.callback}", "exception": error})
-
-    def _jump(self) -> Handle:
-        """Go to the next timer."""
-        timers = self._timers
-        while timers:
-            at, _, handle = heapq.heappop(timers)
-            if not handle.cancelled_:
-                self._now = max(self._now, at)
-                return handle
-        raise Deadlock("nothing is left to happen")
+                self._note(self, {"message": f"in {callback}", "exception": error})
 
     def call_soon(self, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
-        handle = Handle(callback, args, context)
+        handle = Handle((callback, args, _copy_context() if context is None else context))
         self._ready.append(handle)
         return handle
 
     def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
-        handle = Handle(callback, args, context, when)
+        handle = Handle((callback, args, _copy_context() if context is None else context))
         heapq.heappush(self._timers, (when, next(self._set), handle))
         return handle
 
     def call_later(self, delay: float, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
-        handle = Handle(callback, args, context, self._now + delay)
-        heapq.heappush(self._timers, (handle.at, next(self._set), handle))
+        handle = Handle((callback, args, _copy_context() if context is None else context))
+        heapq.heappush(self._timers, (self._now + delay, next(self._set), handle))
         return handle
 
     def run_later(self, handles: Any) -> None:
         self._ready.extend(handles)
 
     # --- What asyncio asks of a loop ------------------------------------------------------------------------------
-
-    def create_future(self) -> Any:
-        future = Future(loop=self)
-        future.number = next(self.numbers)
-        return future
 
     def create_task(self, coro: Any, *, name: Any = None, context: Any = None) -> Any:
         task = Task(coro, loop=self, name=name, context=context)
@@ -240,6 +223,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
         except Exception as error:  # noqa: BLE001 (passed on)
             future.set_exception(error)
         return future
+
+    def _asyncgen_firstiter_hook(self, agen: Any) -> None:
+        """Nobody asks for all of them, for nothing shuts this loop down."""
 
     def _process_events(self, event_list: Any) -> None: ...
 

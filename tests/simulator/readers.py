@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+from stepd import specs
 from stepd.errors import Aborted, StepdError
 from stepd.parameters import ParameterTable
 from stepd.reading import Reading
 from stepd.session import Session
-from stepd.specs import run_from_proto
 from stepd.streams import RunStreams
 from stepd.v1 import coordinator_pb2
 from tests.simulator.changes import WorldSession
@@ -57,7 +57,7 @@ class Read:
 
 
 def streams_of(session: Session, found: coordinator_pb2.GetRunResponse) -> Streams:
-    table = ParameterTable(run_from_proto(found.run.spec).parameters)
+    table = ParameterTable(specs.run_from_proto(found.run.spec).parameters)
     return Streams(session, found.run.spec, found.layout, table)
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from stepd import limits
+from stepd import limits, specs
 from stepd_server.shard.applying import Step
 from stepd_server.shard.journal import Field, Journal
 from stepd_server.shard.staging import Staging
@@ -35,6 +35,8 @@ _SMALL: Final[dict[str, tuple[float, float]]] = {
 
 # Modules that have something else in their place.
 _STAND_INS: Final = ("time", "uuid", "secrets", "random")
+# What everybody in a world makes anew of the same few messages, and what is made is frozen.
+_KNOWN: Final = "run_from_proto"
 # What changes files, and may be the last that a process does.
 _CHANGES: Final[tuple[tuple[Any, str], ...]] = (
     *((os, name) for name in ("posix_fallocate", "fsync")),
@@ -109,6 +111,7 @@ def in_place(loop: VirtualLoop, seed: int, stores: Stores) -> Generator[None, No
             "uuid": SimpleNamespace(uuid4=lambda: SimpleNamespace(hex=f"{names.getrandbits(128):032x}")),
             "secrets": SimpleNamespace(token_hex=lambda size: f"{names.getrandbits(8 * size):0{2 * size}x}"),
             "random": random.Random(f"pauses {seed}"),
+            _KNOWN: _known(specs.run_from_proto),
         }
         for owner, name in _places(len(sys.modules)):
             put(owner, name, _SMALL[name][1] if name in _SMALL else stand_ins[name])
@@ -178,6 +181,19 @@ def _put_between_stores(put: Callable[[Any, str, Any], None], stores: Stores) ->
     put(Staging, "_carry_out", carried_out)
 
 
+def _known(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Make of each message once what is made of it."""
+    made: dict[bytes, Any] = {}
+
+    def known(message: Any) -> Any:
+        key = message.SerializeToString(deterministic=True)
+        if key not in made:
+            made[key] = make(message)
+        return made[key]
+
+    return known
+
+
 def _small(default: Any) -> Any:
     return BLOCK if default == _SMALL["BLOCK_ELEMENTS"][0] else default
 
@@ -188,6 +204,7 @@ def _places(_: int) -> list[tuple[Any, str]]:
     found: list[tuple[Any, str]] = []
     for ours, module in list(sys.modules.items()):
         if ours.split(".")[0] in ("stepd", "stepd_server"):
+            found += [(module, _KNOWN)] if vars(module).get(_KNOWN) is specs.run_from_proto else []
             found += [(module, name) for name, (usual, _) in _SMALL.items() if getattr(module, name, None) == usual]
             found += [(module, name) for name in _STAND_INS if getattr(module, name, None) is sys.modules.get(name)]
     return found

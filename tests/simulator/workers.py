@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 from google.protobuf.duration_pb2 import Duration
 
+from stepd import specs
 from stepd.contribution import Contribution
 from stepd.errors import Aborted, NonFiniteGradient, NotFound, StepdError
 from stepd.membership import Membership
@@ -21,7 +22,6 @@ from stepd.parameters import check_gradients
 from stepd.reading import Reading
 from stepd.results import Receipt
 from stepd.run import delete_run
-from stepd.specs import run_from_proto
 from stepd.v1 import coordinator_pb2, run_pb2
 from stepd.worker import join
 from tests.simulator.changes import WorldSession, make
@@ -97,6 +97,7 @@ class WorkerHost:
         self.joins = 0
         # Each with the incarnation that it began with.
         self._memberships: list[tuple[Membership, int]] = []
+        self._finalizers: list[Any] = []
         self.process = Process(world.loop, self.name)
         self.process.dead = True  # until it is started
 
@@ -120,6 +121,11 @@ class WorkerHost:
         self.process = Process(self.world.loop, self.name)
         self.world.network.add_caller(self.process)
         self.process.start(self._live())
+
+    def let_go(self) -> None:
+        """Nothing of it is to stay after its world: a finalizer of what has died would, and all that it refers to."""
+        for finalizer in self._finalizers:
+            finalizer.detach()
 
     async def _live(self) -> None:
         try:
@@ -158,8 +164,9 @@ class WorkerHost:
             request_id=f"{self.name}.{self.joins}", run=RUN, name=self.name, lease=lease, rank=self.index
         )
         try:
-            worker = await self._answered("join", join(run_from_proto(spec), streams, request))
+            worker = await self._answered("join", join(specs.run_from_proto(spec), streams, request))
             self._memberships.append((worker._membership, worker._membership.member.incarnation))
+            self._finalizers.append(worker._abandon)
             self.world.note("joins", self.name, worker._membership.member.incarnation)
             loop = _Loop(self, worker, worker._streams)  # its own: see RunStreams.of_worker
             await loop.train()

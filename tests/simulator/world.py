@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
 import random
 import shutil
@@ -25,7 +24,7 @@ from tests.simulator.calls import Call
 from tests.simulator.changes import WorldSession, added_masters, set_policy
 from tests.simulator.course import Course
 from tests.simulator.hosts import RUN, CoordinatorHost, Host, ShardHost
-from tests.simulator.loop import Deadlock, Killed, Process, VirtualLoop
+from tests.simulator.loop import NOBODY, Deadlock, Killed, Process, VirtualLoop
 from tests.simulator.network import Network
 from tests.simulator.readers import Read, ReaderHost, read, streams_of
 from tests.simulator.scenario import Scenario
@@ -161,7 +160,7 @@ class World:
             host.gone = True
         else:
             self.weather.lasts(returns_in)
-            self.loop.call_later(returns_in, host.start, context=contextvars.Context())
+            self.loop.call_later(returns_in, host.start, context=NOBODY)
 
     def stop(self, name: str, seconds: float) -> None:
         host = self.hosts[name]
@@ -382,6 +381,8 @@ def history(scenario: Scenario) -> World:
             finally:
                 world.over = True
                 loop.end()
+                for worker in world.workers:
+                    worker.let_go()
         world.problems += [f"nobody looked at: {problem}" for problem in loop.problems]
         world.problems += world.network.problems
     finally:
