@@ -36,7 +36,12 @@ SYSTEMS: Final = (
         quick=False,
     ),
     System(
-        "stepd-lent", "stepd, `gradient_buffers`", "shared memory", "stepd_fleet", {"transport": "shm", "lent": True}
+        "stepd-lent",
+        "stepd, `gradient_buffers`",
+        "shared memory",
+        "stepd_fleet",
+        {"transport": "shm", "lent": True},
+        quick=False,
     ),
     System("stepd-shm", "stepd, any arrays", "shared memory", "stepd_fleet", {"transport": "shm"}),
     System("ray", "Ray actors", "shared memory", "ray_actors", needs=("torch", "ray")),
@@ -69,9 +74,9 @@ SYSTEMS: Final = (
         needs=_TORCH,
         quick=False,
     ),
-    System("sockets", "raw sockets", "TCP", "sockets", needs=_TORCH),
+    System("sockets", "raw sockets", "TCP", "sockets", needs=_TORCH, quick=False),
     System("bare", "bare stream, no arithmetic", "gRPC", "bare_stream", tolerance=None),
-    System("days-work", "a day's work", "gRPC", "days_work", slow=True),
+    System("days-work", "a day's work", "gRPC", "days_work", slow=True, quick=False),
 )
 
 

@@ -50,7 +50,7 @@ class SWA(Settings):
 
     def check(self) -> None:
         super().check()
-        self.require(self.start >= 0, "start", self.start, ">= 0")
+        self.require_not_negative("start")
         self.require(self.every >= 1, "every", self.every, ">= 1")
 
     def counts(self, step: int) -> bool:

@@ -75,6 +75,17 @@ class Settings:
         if not holds:
             refuse(type(self).__name__, field, value, expected)
 
+    def require_not_negative(self, *names: str) -> None:
+        """Raise unless these fields are at least 0."""
+        for name in names:
+            value = getattr(self, name)
+            self.require(value >= 0, name, value, ">= 0")
+
+    def require_decays(self, name: str) -> None:
+        """Raise unless everything in a field is in [0, 1)."""
+        for index, value in enumerate(getattr(self, name)):
+            self.require(0 <= value < 1, f"{name}[{index}]", value, "in [0, 1)")
+
 
 # Read once for each class: evaluating annotations takes a hundred microseconds.
 _kinds: Final[dict[type, Mapping[str, Any]]] = {}

@@ -32,8 +32,7 @@ class Adadelta(Rule):
     def check(self) -> None:
         super().check()
         self.require(0 <= self.rho <= 1, "rho", self.rho, "in [0, 1]")
-        self.require(self.eps >= 0, "eps", self.eps, ">= 0")
-        self.require(self.weight_decay >= 0, "weight_decay", self.weight_decay, ">= 0")
+        self.require_not_negative("eps", "weight_decay")
 
     def buffers(self) -> tuple[Buffer, ...]:
         return (Buffer("square_avg"), Buffer("acc_delta"))

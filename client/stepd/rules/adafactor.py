@@ -60,7 +60,7 @@ class Adafactor(Rule):
         self.require(self.eps[0] is None or self.eps[0] >= 0, "eps[0]", self.eps[0], ">= 0, or None")
         self.require(self.eps[1] >= 0, "eps[1]", self.eps[1], ">= 0")
         self.require(self.d >= 1, "d", self.d, ">= 1")
-        self.require(self.weight_decay >= 0, "weight_decay", self.weight_decay, ">= 0")
+        self.require_not_negative("weight_decay")
 
     def buffers(self) -> tuple[Buffer, ...]:
         return _BUFFERS

@@ -28,11 +28,7 @@ class Adagrad(Rule):
 
     def check(self) -> None:
         super().check()
-        self.require(self.lr_decay >= 0, "lr_decay", self.lr_decay, ">= 0")
-        self.require(self.weight_decay >= 0, "weight_decay", self.weight_decay, ">= 0")
-        initial = self.initial_accumulator_value
-        self.require(initial >= 0, "initial_accumulator_value", initial, ">= 0")
-        self.require(self.eps >= 0, "eps", self.eps, ">= 0")
+        self.require_not_negative("lr_decay", "weight_decay", "initial_accumulator_value", "eps")
 
     def buffers(self) -> tuple[Buffer, ...]:
         return (Buffer("sum", self.initial_accumulator_value),)

@@ -27,10 +27,8 @@ class Adamax(Rule):
 
     def check(self) -> None:
         super().check()
-        self.require(0 <= self.betas[0] < 1, "betas[0]", self.betas[0], "in [0, 1)")
-        self.require(0 <= self.betas[1] < 1, "betas[1]", self.betas[1], "in [0, 1)")
-        self.require(self.eps >= 0, "eps", self.eps, ">= 0")
-        self.require(self.weight_decay >= 0, "weight_decay", self.weight_decay, ">= 0")
+        self.require_decays("betas")
+        self.require_not_negative("eps", "weight_decay")
 
     def buffers(self) -> tuple[Buffer, ...]:
         return (Buffer("exp_avg"), Buffer("exp_inf"))

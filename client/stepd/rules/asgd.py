@@ -32,8 +32,7 @@ class ASGD(Rule):
 
     def check(self) -> None:
         super().check()
-        self.require(self.lambd >= 0, "lambd", self.lambd, ">= 0")
-        self.require(self.weight_decay >= 0, "weight_decay", self.weight_decay, ">= 0")
+        self.require_not_negative("lambd", "weight_decay")
 
     def buffers(self) -> tuple[Buffer, ...]:
         return (Buffer("ax"),)

@@ -142,7 +142,7 @@ class Rule(Settings, ABC):
 
     def check(self) -> None:
         super().check()
-        self.require(self.lr >= 0, "lr", self.lr, ">= 0")
+        self.require_not_negative("lr")
 
     @abstractmethod
     def buffers(self) -> tuple[Buffer, ...]:

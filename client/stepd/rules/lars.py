@@ -38,8 +38,7 @@ class LARS(Rule):
 
     def check(self) -> None:
         super().check()
-        self.require(self.momentum >= 0, "momentum", self.momentum, ">= 0")
-        self.require(self.weight_decay >= 0, "weight_decay", self.weight_decay, ">= 0")
+        self.require_not_negative("momentum", "weight_decay")
         self.require(self.trust_coefficient > 0, "trust_coefficient", self.trust_coefficient, "> 0")
         if self.nesterov:
             self.require(self.momentum > 0, "momentum", self.momentum, "> 0 with nesterov")

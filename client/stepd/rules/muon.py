@@ -46,9 +46,7 @@ class Muon(Rule):
 
     def check(self) -> None:
         super().check()
-        self.require(self.weight_decay >= 0, "weight_decay", self.weight_decay, ">= 0")
-        self.require(self.momentum >= 0, "momentum", self.momentum, ">= 0")
-        self.require(self.eps >= 0, "eps", self.eps, ">= 0")
+        self.require_not_negative("weight_decay", "momentum", "eps")
         self.require(0 <= self.ns_steps <= _NS_STEPS_MAX, "ns_steps", self.ns_steps, f"from 0 to {_NS_STEPS_MAX}")
 
     def buffers(self) -> tuple[Buffer, ...]:

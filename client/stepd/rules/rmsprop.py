@@ -31,10 +31,7 @@ class RMSprop(Rule):
 
     def check(self) -> None:
         super().check()
-        self.require(self.alpha >= 0, "alpha", self.alpha, ">= 0")
-        self.require(self.eps >= 0, "eps", self.eps, ">= 0")
-        self.require(self.weight_decay >= 0, "weight_decay", self.weight_decay, ">= 0")
-        self.require(self.momentum >= 0, "momentum", self.momentum, ">= 0")
+        self.require_not_negative("alpha", "eps", "weight_decay", "momentum")
 
     def buffers(self) -> tuple[Buffer, ...]:
         momentum = (Buffer("momentum_buffer"),) if self.momentum else ()

@@ -98,7 +98,7 @@ class ScheduleFreeSGD(_ScheduleFree):
     def check(self) -> None:
         super().check()
         self.require(0 < self.momentum < 1, "momentum", self.momentum, "in (0, 1)")
-        self.require(self.weight_decay >= 0, "weight_decay", self.weight_decay, ">= 0")
+        self.require_not_negative("weight_decay")
         _check_weights(self, self.warmup_steps, self.r, self.weight_lr_power)
 
     @property
@@ -141,8 +141,7 @@ class ScheduleFreeAdamW(_ScheduleFree):
         super().check()
         self.require(0 < self.betas[0] < 1, "betas[0]", self.betas[0], "in (0, 1)")
         self.require(0 <= self.betas[1] < 1, "betas[1]", self.betas[1], "in [0, 1)")
-        self.require(self.eps >= 0, "eps", self.eps, ">= 0")
-        self.require(self.weight_decay >= 0, "weight_decay", self.weight_decay, ">= 0")
+        self.require_not_negative("eps", "weight_decay")
         _check_weights(self, self.warmup_steps, self.r, self.weight_lr_power)
 
     @property

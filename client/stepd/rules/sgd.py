@@ -29,8 +29,7 @@ class SGD(Rule):
 
     def check(self) -> None:
         super().check()
-        self.require(self.momentum >= 0, "momentum", self.momentum, ">= 0")
-        self.require(self.weight_decay >= 0, "weight_decay", self.weight_decay, ">= 0")
+        self.require_not_negative("momentum", "weight_decay")
         if self.nesterov:
             self.require(self.momentum > 0, "momentum", self.momentum, "> 0 with nesterov")
             self.require(self.dampening == 0, "dampening", self.dampening, "0 with nesterov")

@@ -32,12 +32,8 @@ class Yogi(Rule):
 
     def check(self) -> None:
         super().check()
-        self.require(0 <= self.betas[0] < 1, "betas[0]", self.betas[0], "in [0, 1)")
-        self.require(0 <= self.betas[1] < 1, "betas[1]", self.betas[1], "in [0, 1)")
-        self.require(self.eps >= 0, "eps", self.eps, ">= 0")
-        self.require(self.weight_decay >= 0, "weight_decay", self.weight_decay, ">= 0")
-        initial = self.initial_accumulator_value
-        self.require(initial >= 0, "initial_accumulator_value", initial, ">= 0")
+        self.require_decays("betas")
+        self.require_not_negative("eps", "weight_decay", "initial_accumulator_value")
 
     def buffers(self) -> tuple[Buffer, ...]:
         initial = self.initial_accumulator_value

@@ -22,7 +22,7 @@ class CosineAnnealing(Schedule):
     def check(self) -> None:
         super().check()
         self.require(self.T_max >= 1, "T_max", self.T_max, ">= 1")
-        self.require(self.eta_min >= 0, "eta_min", self.eta_min, ">= 0")
+        self.require_not_negative("eta_min")
 
     def line(self, step: int) -> Line:
         return _line(step % (2 * self.T_max), self.T_max, self.eta_min)
@@ -43,7 +43,7 @@ class CosineWarmRestarts(Schedule):
         super().check()
         self.require(self.T_0 >= 1, "T_0", self.T_0, ">= 1")
         self.require(self.T_mult >= 1, "T_mult", self.T_mult, ">= 1")
-        self.require(self.eta_min >= 0, "eta_min", self.eta_min, ">= 0")
+        self.require_not_negative("eta_min")
 
     def line(self, step: int) -> Line:
         steps = self.T_0

@@ -54,7 +54,7 @@ class OneCycle(_Absolute):
 
     def check(self) -> None:
         super().check()
-        self.require(self.max_lr >= 0, "max_lr", self.max_lr, ">= 0")
+        self.require_not_negative("max_lr")
         self.require(self.total_steps >= 1, "total_steps", self.total_steps, ">= 1")
         self.require(0 <= self.pct_start <= 1, "pct_start", self.pct_start, "in [0, 1]")
         _check_momenta(self, self.base_momentum, self.max_momentum)
@@ -112,8 +112,7 @@ class Cyclic(_Absolute):
 
     def check(self) -> None:
         super().check()
-        self.require(self.base_lr >= 0, "base_lr", self.base_lr, ">= 0")
-        self.require(self.max_lr >= 0, "max_lr", self.max_lr, ">= 0")
+        self.require_not_negative("base_lr", "max_lr")
         self.require(self.step_size_up >= 1, "step_size_up", self.step_size_up, ">= 1")
         down = self.step_size_down
         self.require(down is None or down >= 1, "step_size_down", down, ">= 1, or None")

@@ -16,7 +16,7 @@ class Exponential(Schedule):
 
     def check(self) -> None:
         super().check()
-        self.require(self.decay_rate >= 0, "decay_rate", self.decay_rate, ">= 0")
+        self.require_not_negative("decay_rate")
 
     def line(self, step: int) -> Line:
         return Line(power(self.decay_rate, step), 0.0)
@@ -32,7 +32,7 @@ class Step(Schedule):
     def check(self) -> None:
         super().check()
         self.require(self.step_size >= 1, "step_size", self.step_size, ">= 1")
-        self.require(self.gamma >= 0, "gamma", self.gamma, ">= 0")
+        self.require_not_negative("gamma")
 
     def line(self, step: int) -> Line:
         return Line(power(self.gamma, step // self.step_size), 0.0)
@@ -48,7 +48,7 @@ class MultiStep(Schedule):
     def check(self) -> None:
         super().check()
         self.require(all(one >= 0 for one in self.milestones), "milestones", self.milestones, "a list, each >= 0")
-        self.require(self.gamma >= 0, "gamma", self.gamma, ">= 0")
+        self.require_not_negative("gamma")
 
     def line(self, step: int) -> Line:
         return Line(power(self.gamma, bisect_right(sorted(self.milestones), step)), 0.0)

@@ -39,7 +39,7 @@ class ConstantFactor(Schedule):
     def check(self) -> None:
         super().check()
         self.require(0 <= self.factor <= 1, "factor", self.factor, "in [0, 1]")
-        self.require(self.total_iters >= 0, "total_iters", self.total_iters, ">= 0")
+        self.require_not_negative("total_iters")
 
     def line(self, step: int) -> Line:
         return Line(self.factor if step < self.total_iters else 1.0, 0.0)

@@ -53,10 +53,7 @@ class ReduceOnPlateau(Schedule):
     def check(self) -> None:
         super().check()
         self.require(0 <= self.factor < 1, "factor", self.factor, "in [0, 1)")
-        self.require(self.patience >= 0, "patience", self.patience, ">= 0")
-        self.require(self.cooldown >= 0, "cooldown", self.cooldown, ">= 0")
-        self.require(self.min_lr >= 0, "min_lr", self.min_lr, ">= 0")
-        self.require(self.eps >= 0, "eps", self.eps, ">= 0")
+        self.require_not_negative("patience", "cooldown", "min_lr", "eps")
 
     def line(self, step: int) -> Line:
         """The group's own rate, as long as no metric has been reported."""

@@ -24,7 +24,7 @@ class Warmup(Schedule):
 
     def check(self) -> None:
         super().check()
-        self.require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, ">= 0")
+        self.require_not_negative("warmup_steps")
 
     def line(self, step: int) -> Line:
         return _rise(step, self.warmup_steps) if step < self.warmup_steps else Line(1.0, 0.0)
@@ -47,7 +47,7 @@ class _Decay(Schedule):
             self.warmup_steps,
             f">= 0 and <= total_steps ({self.total_steps})",
         )
-        self.require(self.min_lr >= 0, "min_lr", self.min_lr, ">= 0")
+        self.require_not_negative("min_lr")
 
     def line(self, step: int) -> Line:
         if step < self.warmup_steps:
@@ -123,10 +123,7 @@ class WarmupStableDecay(Schedule):
 
     def check(self) -> None:
         super().check()
-        self.require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, ">= 0")
-        self.require(self.stable_steps >= 0, "stable_steps", self.stable_steps, ">= 0")
-        self.require(self.decay_steps >= 0, "decay_steps", self.decay_steps, ">= 0")
-        self.require(self.min_lr >= 0, "min_lr", self.min_lr, ">= 0")
+        self.require_not_negative("warmup_steps", "stable_steps", "decay_steps", "min_lr")
 
     def line(self, step: int) -> Line:
         if step < self.warmup_steps:
