@@ -139,9 +139,14 @@ class Axis(NamedTuple):
         return (value - self.low) / (self.high - self.low)
 
 
+# Below it numbers lose digits.
+_NOTHING: Final = 1e-300
+
+
 def linear_axis(values: Iterable[float], *, target: int = 5) -> Axis:
     """An axis from tick to tick around the values, with ticks at multiples of 1, 2 or 5 times a power of ten."""
-    drawn = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
+    # The smallest numbers there are cannot be divided among ticks.
+    drawn = [value if abs(value) > _NOTHING else 0.0 for value in values if math.isfinite(value)] or [0.0, 1.0]
     low, high = min(drawn), max(drawn)
     if low == high:
         low, high = (low - abs(low) / 2, high + abs(high) / 2) if low else (0.0, 1.0)

@@ -92,7 +92,7 @@ async def make(change: Change, streams: RunStreams, policy: AnySync | None) -> N
             await _load_state(streams)
         case "policy":
             assert policy is not None
-            await _set_policy(streams, policy)
+            await set_policy(streams.session, policy)
 
 
 async def _set_rate(streams: RunStreams) -> None:
@@ -102,8 +102,7 @@ async def _set_rate(streams: RunStreams) -> None:
     await session.kept.pop()
 
 
-async def _set_policy(streams: RunStreams, policy: AnySync) -> None:
-    session: Any = streams.session
+async def set_policy(session: Any, policy: AnySync) -> None:
     found = await session.ask("GetRun", coordinator_pb2.GetRunRequest(run=RUN))
     Run(session, found.run.spec, found.layout).update(sync=policy)
     await session.kept.pop()

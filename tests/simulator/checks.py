@@ -114,14 +114,14 @@ def _turns(world: World, contributions: Contributions) -> list[str]:
             if key in counted:
                 problems.append(f"{key} was counted twice, the second time by {decision}")
             counted.add(key)
-            if isinstance(sync, Async) and world.scenario.policy is None:
+            if isinstance(sync, Async) and len(world.scenario.policies) == 1:
                 if sync.max_staleness is not None and staleness > sync.max_staleness:
                     problems.append(f"{decision} takes what is {staleness} steps old")
                 if scale != (1 / (1 + staleness) if sync.damping else 1.0):
                     problems.append(f"{decision} takes what is {staleness} steps old times {scale}")
     told = {(*answer.member, -1, answer.sequence): answer for answer in world.answers}
     problems += [f"{told[key]}, and it was counted" for key in counted & told.keys() if told[key].status == "stale"]
-    if isinstance(sync, BoundedStaleness) and world.scenario.policy is None and _came_once(world):
+    if isinstance(sync, BoundedStaleness) and len(world.scenario.policies) == 1 and _came_once(world):
         problems += _ahead(world, sync)  # who comes again begins with the turns of the slowest
     return problems
 

@@ -13,12 +13,13 @@ from tests.simulator.scenario import Change, Fault, Kind, Scenario
 
 _KINDS: Final[tuple[Kind, ...]] = (
     *("cut", "cut", "cut", "again", "part", "stall", "alone", "slow"),
-    *("kill", "kill", "die", "die", "die", "die", "stop", "wall"),
+    *("kill", "kill", "die", "die", "die", "die", "stop", "wall", "policy"),
 )
 # What most worlds are not: shards that die in one step after the other, messages that get lost all the time, somebody
 # who reads while everything takes long, servers and workers that are killed, rounds that are closed before all have
-# come, and contributions that are steps of their own.
-Theme: TypeAlias = Literal["steps", "links", "reads", "kills", "quorum", "turns"]
+# come, and by the first of three, contributions that are steps of their own, and owners who change the policy in the
+# middle of rounds.
+Theme: TypeAlias = Literal["steps", "links", "reads", "kills", "quorum", "late", "turns", "policies"]
 _THEMES: Final[dict[Theme | None, tuple[Kind, ...]]] = {
     None: _KINDS,
     "steps": ("die",),
@@ -26,9 +27,13 @@ _THEMES: Final[dict[Theme | None, tuple[Kind, ...]]] = {
     "reads": ("slow", "stall", "slow", "die"),
     "kills": ("kill", "kill", "die"),
     "quorum": ("slow", "stall", "alone", "stop", "kill", "cut", "die"),
+    "late": ("stall", "stall", "stall", "stall", "slow", "part", "die"),
     "turns": ("slow", "stall", "stop", "kill", "cut", "again", "die", "die"),
+    "policies": ("policy", "policy", "policy", "policy", "slow", "stall", "kill", "cut", "die"),
 }
-_ALL: Final[tuple[Theme, ...]] = ("steps", "links", "reads", "kills", "quorum", "turns")
+_ALL: Final[tuple[Theme, ...]] = ("steps", "links", "reads", "kills", "quorum", "late", "turns", "policies")
+# Where more depends on what workers are told before the decision.
+_OF_PUSHES: Final = ("policies", "quorum", "late", "turns")
 _QUORUM: Final = ("quorum",)
 _TURNS: Final = ("async", "bounded")
 _SYNCS: Final = ("all", "all", "all", "all", *_QUORUM, *_TURNS)
@@ -50,13 +55,15 @@ def draw(seed: int, theme: Theme | None = None) -> Scenario:
     rng = random.Random(f"scenario {seed}" + (f" of {theme}" if theme else ""))
     theme = theme or rng.choice((None, None, None, None, None, *_ALL))
     shards, workers = rng.choice((1, 2, 2, 3)), rng.choice((1, 2, 2, 2, 3))
+    if theme == "late":
+        shards, workers = max(shards, 2), 3
     target = rng.choice((2, 2, 3, 3, 4))
     rule: Rule = rng.choice(
         (SGD(lr=0.1, momentum=0.9), AdamW(lr=0.05), AdamW(lr=0.05, amsgrad=True), LAMB(lr=0.02), SGD(lr=0.5))
     )
     sync, fixed = _sync(rng, theme, workers)
     clip: AnyClip | None = rng.choice((None, ClipNorm(1.0), ClipValue(0.5), Clip(norm=0.7, value=0.4)))
-    schedule: Schedule | None = rng.choice((None, Cosine(total_steps=100), Exponential(0.8)))
+    schedule: Schedule | None = rng.choice((None, Cosine(total_steps=1000), Exponential(0.8)))
     poison: frozenset[tuple[int, int]] = frozenset(
         (worker, step) for worker in range(workers) for step in range(target) if rng.random() < 0.06 / workers
     )
@@ -67,8 +74,7 @@ def draw(seed: int, theme: Theme | None = None) -> Scenario:
     )
     policy: AnySync | None = None
     if rng.random() < 0.12:
-        # Whoever may be gone for good must not be waited for.
-        policy = _sync(rng, None, workers)[0] if fixed else rng.choice((Sync(), Sync(quorum=1), Async()))
+        policy = _other(rng, workers, fixed=fixed)
         changes = (*changes, Change(rng.randrange(target), "policy"))
     leaves = {} if fixed or rng.random() < 0.7 else {rng.randrange(workers): rng.randint(1, target)}
     return Scenario(
@@ -85,7 +91,7 @@ def draw(seed: int, theme: Theme | None = None) -> Scenario:
         poison=poison,
         at_once=seed % 2 == 1,
         partial=rng.choice((0.0, 0.0, 0.3)),
-        pushes=rng.choice((0.0, 0.0, 0.5)),
+        pushes=rng.choice((0.0, 0.5, 0.9) if theme in _OF_PUSHES else (0.0, 0.0, 0.5)),
         late=tuple(0.0 if rng.random() < 0.7 else rng.uniform(0, 0.1) for _ in range(workers)),
         leaves=leaves,
         lease=rng.choice((1.0, 2.0)),
@@ -103,9 +109,9 @@ def _sync(rng: random.Random, theme: Theme | None, workers: int) -> tuple[AnySyn
     """The policy, and whether nobody can be done without."""
     fixed = rng.random() < 0.5
     reduce: Reduce = rng.choice(("mean", "mean", "sum", "weighted"))
-    kind = rng.choice({"quorum": _QUORUM, "turns": _TURNS}.get(theme or "", _SYNCS))
+    kind = rng.choice({"quorum": _QUORUM, "late": _QUORUM, "turns": _TURNS}.get(theme or "", _SYNCS))
     if kind == "quorum":
-        quorum, grace = rng.randint(1, workers), rng.choice((0.0, 0.01, 0.5))
+        quorum, grace = 1 if theme == "late" else rng.randint(1, workers), rng.choice((0.0, 0.01, 0.5))
         number = workers if fixed else None
         return Sync(number, quorum=quorum, grace=grace, reduce=reduce), True
     if kind == "async":
@@ -114,6 +120,14 @@ def _sync(rng: random.Random, theme: Theme | None, workers: int) -> tuple[AnySyn
     if kind == "bounded":
         return BoundedStaleness(workers, rng.choice((0, 1, 2))), True
     return Sync(workers if fixed else None, reduce=reduce, deterministic=rng.random() < 0.5), fixed
+
+
+def _other(rng: random.Random, workers: int, *, fixed: bool) -> AnySync:
+    """What the owner changes the policy to."""
+    if fixed:
+        return _sync(rng, None, workers)[0]
+    # Whoever may be gone for good must not be waited for.
+    return rng.choice((Sync(), Sync(quorum=1), Async(), Async(max_staleness=0), Async(max_staleness=1)))
 
 
 def _faults(
@@ -125,7 +139,7 @@ def _faults(
     faults = []
     for _ in range(5 if theme else rng.choice((0, 1, 2, 2, 3, 4))):
         kind: Kind = rng.choice(_THEMES[theme])
-        host, stores, where = rng.choice(hosts), 0, ""
+        host, stores, where, policy = rng.choice(hosts), 0, "", None
         if kind == "die":
             host = rng.choice(servers[1:] if theme == "steps" else servers)
             where = "" if host == "coordinator" else rng.choice(_PLACES)
@@ -134,9 +148,11 @@ def _faults(
             where = rng.choice(("", "", "Push", "Push", "Round", "Run"))
         elif kind == "wall":
             host = "coordinator"
+        elif kind == "policy":
+            policy = _other(rng, workers, fixed=fixed)
         seconds = rng.choice((0.05, 0.3, 1.5, 4.0)) * rng.uniform(0.5, 1.5)
         # Whoever dies for good must not be missed: in a fixed run, and the first worker, everybody returns.
         if kind == "kill" and host.startswith("worker") and host != "worker-0" and not fixed and rng.random() < 0.5:
             seconds = -1.0
-        faults.append(Fault(rng.randrange(messages), kind, host, seconds, stores, where))
+        faults.append(Fault(rng.randrange(messages), kind, host, seconds, stores, where, policy))
     return tuple(sorted(faults, key=lambda fault: fault.at))

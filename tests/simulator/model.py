@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from stepd.definitions import RunSpec
-from stepd.policies import Clip
+from stepd.policies import Clip, Reduce
 from stepd.rules import Block, Moment
 from stepd_server.coordinator import decision as decisions
 from stepd_server.coordinator.policy import policy_of
@@ -33,7 +33,10 @@ class Model:
 
     def __init__(self, spec: RunSpec, masters: Iterable[Array]) -> None:
         self.spec = spec
-        self._before = spec
+        # Since the last decision.
+        self._specs = [spec]
+        # How contributions that are taken together become one: also in a round that the policy changes in.
+        self._reduce: Reduce = "mean"
         self._tensors: list[_Tensor] = []
         self._averaged = 0
         self.versions: list[dict[str, bytes]] = []
@@ -50,7 +53,10 @@ class Model:
 
     def change(self, spec: RunSpec) -> None:
         """Rates and limits, from the next decision on."""
-        self._before, self.spec = self.spec, spec
+        self.spec = spec
+        self._specs.append(spec)
+        policy = policy_of(spec.sync)
+        self._reduce = self._reduce if policy.in_turn else policy.reduce
 
     def extend(self, spec: RunSpec, masters: Iterable[Array]) -> None:
         """Further parameters, which are there from the present version on."""
@@ -70,9 +76,13 @@ class Model:
 
     def apply(self, decision: Decision, contributions: Contributions) -> None:
         """One decided round."""
+        self._decide(decision, contributions)
+        self._specs = [self.spec]
+
+    def _decide(self, decision: Decision, contributions: Contributions) -> None:
         if decision.outcome is not Outcome.APPLIED:
             return
-        reduce = policy_of(self.spec.sync).reduce
+        reduce: Reduce = "sum" if decision.counted else self._reduce
         held = [(*contributions.tensors(key), scale) for key, scale in keys_of(decision)]
         divisor = {"mean": float(len(held)), "sum": 1.0, "weighted": math.fsum(weight for _, weight, _ in held)}
         total: dict[int, Array] = {}
@@ -119,7 +129,7 @@ class Model:
         rates = tuple(group.lr for group in decision.groups)
         known = [decisions.rates(self.spec, decision.step_before)]
         if decision.norms:
-            known.append(decisions.rates(self._before, decision.step_before))
+            known += [decisions.rates(spec, decision.step_before) for spec in self._specs]
         if rates not in known:
             raise Contradiction(f"round {decision.id}: the rates are {rates}, not {known[0]}")
 

@@ -25,7 +25,7 @@ from stepd_server.coordinator.store import RunStore
 from stepd_server.coordinator.vocabulary import Offer, RoundId, Selected
 from stepd_server.shard import finishing, run
 from stepd_server.shard.gathered import GatheredFile
-from stepd_server.shard.gathering import Gathering
+from stepd_server.shard.gathering import Gathering, key_of
 from stepd_server.shard.journal import Field, Journal
 from stepd_server.shard.remembering import Remembering
 from stepd_server.shard.run import ShardRun
@@ -219,7 +219,7 @@ def a_late_one_is_added_all_the_same(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Gathering, "close", open_still)
 
 
-@mutant("quorum", 55)
+@mutant("quorum")
 def what_has_begun_on_some_shards_only_is_left_out(patch: pytest.MonkeyPatch) -> None:
     def everywhere(self: Closing, shards: Any) -> Any:
         if any(shard not in self.begun for shard in shards):
@@ -229,7 +229,7 @@ def what_has_begun_on_some_shards_only_is_left_out(patch: pytest.MonkeyPatch) ->
     patch.setattr(Closing, "begun_anywhere", everywhere)
 
 
-@mutant("quorum", 13)
+@mutant("quorum", 22)
 def who_is_late_is_told_that_it_counts(patch: pytest.MonkeyPatch) -> None:
     fate = ShardRun._fate
 
@@ -246,6 +246,24 @@ def who_is_late_is_told_that_it_counts(patch: pytest.MonkeyPatch) -> None:
 def _as_the_shards_say(contribution: Contribution, _: object = None) -> Receipt:
     word = receipt_word([receipt.status for receipt in contribution.receipts.values()])
     return Receipt(word, 0, contribution.round)
+
+
+@mutant("late", 23)
+def who_is_late_is_told_before_the_round_is_decided(patch: pytest.MonkeyPatch) -> None:
+    """It may start over yet, and take it."""
+    fate = Gathering.fate
+
+    def soon(self: Gathering, header: shard_pb2.PushHeader) -> Any:
+        asked = self.in_turn or key_of(header.member) in self.contributions
+        return fate(self, header) if asked else shard_pb2.RECEIPT_STATUS_LATE
+
+    patch.setattr(Gathering, "fate", soon)
+
+
+@mutant("quorum", 76)
+def a_receipt_of_an_attempt_before_is_the_last_word(patch: pytest.MonkeyPatch) -> None:
+    """That it counts, though the decision is of others."""
+    patch.setattr(Contribution, "receipt", _as_the_shards_say)
 
 
 # --- Workers ------------------------------------------------------------------------------------------------------
@@ -266,12 +284,29 @@ def an_answer_that_was_lost_makes_a_new_contribution(patch: pytest.MonkeyPatch) 
 # --- Policies -----------------------------------------------------------------------------------------------------
 
 
+@mutant("turns", 20)
+def in_turn_push_is_answered_before_its_round_is_decided(patch: pytest.MonkeyPatch) -> None:
+    async def soon(self: Exchange, contribution: Contribution) -> Receipt:
+        await self._decide_held()
+        self._begin(contribution)
+        await self._carry(contribution)
+        return contribution.receipt()
+
+    patch.setattr(Exchange, "_push", soon)
+
+
+@mutant("policies", 30)
+def turns_are_taken_in_the_middle_of_a_round(patch: pytest.MonkeyPatch) -> None:
+    """What shards have said they hold may come to be too old."""
+    patch.setattr(Rounds, "last_together", lambda *_: None)
+
+
 @mutant("turns", 4)
 def nothing_is_too_stale(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Asynchronous, "is_stale", lambda *_: False)
 
 
-@mutant("turns", 6)
+@mutant("turns", 1)
 def nobody_waits_for_the_slowest(patch: pytest.MonkeyPatch) -> None:
     def first(_: Bounded, offers: Sequence[Offer], *__: object) -> Selected | None:
         return Selected(offers[0].member, offers[0].sequence) if offers else None

@@ -11,7 +11,7 @@ from stepd.policies import AnyClip, AnySync, BoundedStaleness, OnNonfinite, Sync
 from stepd.rules import Rule
 from stepd.schedules import Schedule
 
-Kind: TypeAlias = Literal["cut", "again", "part", "stall", "alone", "slow", "kill", "die", "stop", "wall"]
+Kind: TypeAlias = Literal["cut", "again", "part", "stall", "alone", "slow", "kill", "die", "stop", "wall", "policy"]
 Changed: TypeAlias = Literal["rate", "group", "state", "policy"]
 
 
@@ -24,11 +24,12 @@ class Fault:
         kind: "cut": one call; "again": what one call has sent arrives once more; "part": all calls between two hosts;
             "stall": nothing passes between them for a while; "alone": nothing passes between a host and all others;
             "slow": everything takes long; "kill": a process, now; "die": a process, at one of its next stores; "stop":
-            a process, for a while; "wall": the wall clock jumps.
+            a process, for a while; "wall": the wall clock jumps; "policy": the owner changes it, whatever is under way.
         host: which one; for "die" also when.
         seconds: how long it lasts, or until the process is started again; negative: it never is.
         stores: for "die": how many stores it has yet to make.
         where: for "die": only these count, by a part of their names; for "cut" and "again": preferred calls.
+        policy: for "policy": to which.
     """
 
     at: int
@@ -37,8 +38,11 @@ class Fault:
     seconds: float
     stores: int = 0
     where: str = ""
+    policy: AnySync | None = None
 
     def __str__(self) -> str:
+        if self.policy is not None:
+            return f"at message {self.at}: {self.kind} {self.policy}"
         stores = f" at store {self.stores}" if self.stores else ""
         where = f" of {self.where!r}" if self.where else ""
         return f"at message {self.at}: {self.kind} {self.host} {self.seconds:.2f} s{stores}{where}"
@@ -104,7 +108,7 @@ class Scenario:
     def repeatable(self) -> bool:
         """Whether the result does not depend on what goes wrong on the way."""
         all_of_them = isinstance(self.sync, Sync) and self.sync.workers is not None and self.sync.quorum is None
-        return all_of_them and not self.leaves and self.deleted is None and self.policy is None
+        return all_of_them and not self.leaves and self.deleted is None and len(self.policies) == 1
 
     @property
     def in_turn(self) -> bool:
@@ -113,13 +117,14 @@ class Scenario:
 
     @property
     def policies(self) -> tuple[AnySync, ...]:
-        """One after another."""
-        return (self.sync, self.policy) if self.policy else (self.sync,)
+        """What it begins with, and all that may follow."""
+        later = (self.policy, *(fault.policy for fault in self.faults))
+        return (self.sync, *(policy for policy in later if policy is not None))
 
     @property
     def lingers(self) -> bool:
         """Whether who has seen the last step must go on, because others could not without it."""
-        return any(
+        return any(fault.policy for fault in self.faults) or any(
             isinstance(sync, BoundedStaleness) or (isinstance(sync, Sync) and sync.quorum is not None)
             for sync in self.policies
         )

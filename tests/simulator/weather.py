@@ -76,6 +76,8 @@ class Weather:
             case "stop":
                 world.stop(fault.host, fault.seconds)
                 self.lasts(fault.seconds)
+            case "policy":
+                world.change_policy(fault.policy)
             case "wall":
                 world.wall_offset += self._rng.choice((-3600.0, 3600.0))
             case _:

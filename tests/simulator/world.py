@@ -14,13 +14,14 @@ from typing import Any, Final
 import numpy as np
 
 from stepd.creating import create
-from stepd.errors import StepdError
+from stepd.errors import NotFound, StepdError
 from stepd.parameters import define_run
+from stepd.policies import AnySync
 from stepd.v1 import coordinator_pb2, run_pb2
 from stepd_server.shard.journal import Field
 from tests.simulator import seams
 from tests.simulator.calls import Call
-from tests.simulator.changes import WorldSession, added_masters
+from tests.simulator.changes import WorldSession, added_masters, set_policy
 from tests.simulator.course import Course
 from tests.simulator.hosts import RUN, CoordinatorHost, Host, ShardHost
 from tests.simulator.loop import NOBODY, Deadlock, Killed, Process, VirtualLoop
@@ -72,6 +73,8 @@ class World:
         self.lost = ""
         self.over = False
         self.deleted = False
+        self.owner = Process(loop, "owner")
+        self.session: WorldSession
         self.spec: run_pb2.RunSpec
         self.layout: run_pb2.Layout
         self.masters: list[Any] = []
@@ -165,6 +168,21 @@ class World:
             host.process.stop()
             self.loop.call_later(seconds, host.process.go_on)
 
+    def change_policy(self, policy: AnySync) -> None:
+        """Have the owner do so, whatever is under way."""
+
+        async def change() -> None:
+            try:
+                await set_policy(self.session, policy)
+            except NotFound:
+                return  # not yet, or not any more
+            except StepdError as error:
+                if not self.is_over(error):
+                    self.problem(f"the owner cannot change the policy: {error!r}")
+            self.note("changes", "owner", policy)
+
+        self.owner.start(change())
+
     # --- What is looked at on the way -----------------------------------------------------------------------------
 
     def coordinator_reads(self, folder: Path) -> None:
@@ -245,9 +263,9 @@ class World:
         self.coordinator.start()
         for shard in self.shards:
             shard.start()
-        owner = Process(self.loop, "owner")
+        owner = self.owner
         self.network.add_caller(owner)
-        session = WorldSession(self.network, owner)
+        session = self.session = WorldSession(self.network, owner)
         self.weather.messages = 0 if self.scenario.early else None
         await owner.start(self._create(session))
         self.weather.messages = self.weather.messages or 0

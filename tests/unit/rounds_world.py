@@ -16,6 +16,7 @@ from stepd.definitions import GroupSpec, ParameterSpec, RunSpec
 from stepd.policies import AnySync, Async, BoundedStaleness, Clip, ClipNorm, ClipValue, Sync
 from stepd.rules import LAMB, SGD, Reach
 from stepd_server.coordinator import events
+from stepd_server.coordinator.policy import LastTogether
 from stepd_server.coordinator.rounds import Rounds
 from stepd_server.coordinator.vocabulary import (
     Decision,
@@ -72,6 +73,7 @@ class RoundsWorld:
         self.rule = self.random.choice((SGD(lr=0.1), LAMB()))
         self.spec = self._spec()
         self.rounds = Rounds(len(self.shards), self.spec)
+        self.last_together: LastTogether | None = None
         self.pending: list[tuple[int, Callable[[], None]]] = []
         self.incarnation = 0
         self.members: dict[str, Member] = {}
@@ -183,11 +185,11 @@ class RoundsWorld:
         sync = self.spec.sync
         for member, sequence, scale in selected:
             assert (member, sequence) not in self.counted, "selected what was counted"
-            if isinstance(sync, Async) and self.current.get(member, (0, 0))[0] == sequence:
+            if isinstance(sync, Async) and sequence and self.current.get(member, (0, 0))[0] == sequence:
                 stale = self.rounds.step - self.current[member][1]
                 # What was selected before the limit changed stays.
                 assert scale in (1.0, 1 / (1 + stale))
-        if isinstance(sync, Async | BoundedStaleness):
+        if any(one.sequence for one in selected):
             self.casts[self.rounds.id] = tuple(one.member for one in selected)
 
     def _check_norms(self, decision: Decision) -> None:
@@ -235,6 +237,7 @@ class RoundsWorld:
             left_out=self.attempt.left_out if under_way else (),
             nonfinite=self.attempt.nonfinite if under_way else (),
             standings=dict(self.standings),
+            last_together=self.last_together,
         )
         self.turns = {m: s.turns for m, s in self.rounds._line.standings.items()}
         for index, shard in enumerate(self.shards):

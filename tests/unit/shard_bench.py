@@ -103,6 +103,7 @@ class Fleet:
         weight: float = 1.0,
         chunk: int = 5,
         layout_version: int = 0,
+        sequence: int = 0,
     ) -> list[shard_pb2.PushResponse]:
         async def to(index: int) -> shard_pb2.PushResponse:
             flat, ranges = self.flat(index, grads)
@@ -113,6 +114,7 @@ class Fleet:
                 weight=weight,
                 ranges=ranges,
                 layout_version=layout_version,
+                sequence=sequence,
             )
             return await self.shards[index].push(header, chunks(flat, chunk))
 

@@ -276,6 +276,7 @@ class World(RoundsWorld):
         object.__setattr__(self.spec, "on_nonfinite", before.on_nonfinite)
         if type(self.spec.sync) is not type(before.sync):
             self.turns = dict.fromkeys(self.members.values(), 0)
+        self.last_together = self.rounds.last_together(self.spec.sync)
         self.tell(events.PolicyChanged(self.spec))
 
     def add_group(self) -> None:

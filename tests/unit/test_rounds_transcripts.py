@@ -14,8 +14,8 @@ STEPD_REWRITE=1 writes the answers anew; read the difference before keeping it.
     closed on=0,1 begun=a,b       shards begin no more contributions
     time grace                    the time has passed
     offered a:1 b:1 based=0 on=0,1             contributions wait on shards; named by worker and sequence
-    withdrawn a:1 on=0            one does not wait any more
-    gathered on=0,1 squares=9,16 nonfinite=a:3 overflow     sums come in
+    withdrawn a:1 on=0            one does not wait any more; or, not in turn, has begun and was given up
+    gathered on=0,1 squares=9,16 nonfinite=a:3 overflow sequences=1,1    sums come in
     measured on=0,1 squares=9,16  the first of the sums that norms of tensors are made of; the second is 1 everywhere
     finished on=0,1               the last decision is carried out
     away 1, back 1 round=0 step=0 torn, broken 1 ...        a shard goes, comes, gives up
@@ -42,6 +42,7 @@ from stepd.rules import LAMB, SGD
 from stepd.schedules import Linear
 from stepd_server.coordinator import events
 from stepd_server.coordinator.events import Action, Event
+from stepd_server.coordinator.policy import LastTogether
 from stepd_server.coordinator.rounds import Rounds
 from stepd_server.coordinator.vocabulary import Decision, Member, Nonfinite, Offer, RoundId, Standing, Sums, Timer
 from stepd_server.exact import ExactSum
@@ -75,7 +76,7 @@ def sync_of(options: dict[str, str]) -> AnySync:
         limit = int(options["staleness"]) if "staleness" in options else None
         return Async(limit, "inverse" if "damped" in options else None)
     quorum = int(options["quorum"]) if "quorum" in options else None
-    return Sync(workers, quorum, float(options.get("grace", 0)))
+    return Sync(workers, quorum, float(options.get("grace", 0)), deterministic="deterministic" in options)
 
 
 class Run:
@@ -90,6 +91,7 @@ class Run:
         self.attempt = events.RecordAttempt(RoundId(0, 0))
         self.first: dict[Member, int] = {}
         self.loaded = False
+        self.last_together: LastTogether | None = None
         self.rounds = Rounds(1, spec_of({}))
 
     def command(self, line: str) -> list[str]:
@@ -121,7 +123,7 @@ class Run:
         self.shards = int(options.pop("shards", "1"))
         self.options, self.members, self.recorded, self.first = options, {}, None, {}
         self.attempt = events.RecordAttempt(RoundId(0, 0))
-        self.loaded, self.standings = False, {}
+        self.loaded, self.standings, self.last_together = False, {}, None
         self.rounds = Rounds(self.shards, spec_of(options))
         return [repr(self.rounds)]
 
@@ -144,6 +146,7 @@ class Run:
             left_out=self.attempt.left_out if under_way else (),
             nonfinite=self.attempt.nonfinite if under_way else (),
             standings=self.standings,
+            last_together=self.last_together,
         )
         return [repr(self.rounds)]
 
@@ -197,13 +200,14 @@ class Run:
         squares = [float(square) for square in options.get("squares", "0").split(",")]
         found = [word.split(":") for word in options.get("nonfinite", "").split(",") if word]
         nonfinite = tuple(Nonfinite(self.members[name], int(parameter)) for name, parameter in found)
+        sequences = tuple(map(int, filter(None, options.get("sequences", "").split(","))))
 
         def sums(index: int) -> Sums:
             part = ExactSum()
             part.add(squares[index % len(squares)])
             own = (part if "group-clip" in self.options else None,)
             groups = 1 + self._layout  # each but the first adds nothing to the sums
-            return Sums((part, *[ExactSum()] * (groups - 1)), own * groups, nonfinite, overflow="overflow" in words)
+            return Sums((part, *[ExactSum()] * (groups - 1)), own * groups, nonfinite, "overflow" in words, sequences)
 
         return self.apply(*(events.Gathered(s, at, sums(i)) for i, s in enumerate(shards)))
 
@@ -242,7 +246,9 @@ class Run:
         self.options |= options | {word: "" for word in words if not word.endswith("-")}
         for word in words:
             self.options.pop(word.rstrip("-") if word.endswith("-") else "", None)
-        return self.apply(events.PolicyChanged(spec_of(self.options)))
+        spec = spec_of(self.options)
+        self.last_together = self.rounds.last_together(spec.sync)
+        return self.apply(events.PolicyChanged(spec))
 
     def do_add_group(self, *_: object) -> list[str]:
         self.options["added"] = str(self._layout + 1)

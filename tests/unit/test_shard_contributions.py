@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stepd.errors import InvalidArgument, MissingGradient
+from stepd.errors import Aborted, InvalidArgument, MissingGradient
 from stepd.layout import lay_out, to_proto
 from stepd.rules import SGD, AdamW
-from stepd.v1 import round_pb2, run_pb2, shard_pb2
+from stepd.v1 import round_pb2, run_pb2, shard_control_pb2, shard_pb2
 from stepd_server.shard.plan import Piece
 
 from .shard_bench import SHAPES, Fleet, apply, arrays, chunks, member, norm, run, spec_of
@@ -131,6 +131,35 @@ def test_a_contribution_sent_again_counts_once(tmp_path: Path) -> None:
         assert after.status == shard_pb2.RECEIPT_STATUS_DUPLICATE
         pulled = await fleet.pull()
         np.testing.assert_allclose(pulled["big"], fleet.params["big"] - arrays(1)["big"], rtol=1e-6)
+
+    run(scenario)
+
+
+def test_what_a_worker_has_given_up_is_not_mixed_with_what_it_sends_next(tmp_path: Path) -> None:
+    """Another shard has refused the first; the attempt starts over, and the coordinator can tell which was added."""
+
+    async def scenario() -> None:
+        fleet = Fleet(tmp_path, arrays(0))
+        await fleet.start()
+        (shard,) = fleet.shards
+        request = shard_control_pb2.RoundToGather(id=round_pb2.RoundId(), members=[member(0), member(1)])
+        progress = shard.gather(request)
+        first = asyncio.create_task(anext(progress))
+        await asyncio.sleep(0)
+        await fleet.push(arrays(1), sequence=3)
+        assert (await first).arrived == member(0)
+        news = asyncio.create_task(anext(progress))
+        second = asyncio.create_task(fleet.push(arrays(2), sequence=4))
+        assert (await news).withdrawn == round_pb2.ContributionName(member=member(0), sequence=3)
+        gathered = asyncio.create_task(fleet.gather((0, 1), attempt=1))
+        with pytest.raises(Aborted) as caught:
+            await second
+        assert (caught.value.reason, caught.value.details["attempt"]) == ("ROUND_RESTARTED", 1)
+        await asyncio.gather(
+            fleet.push(arrays(2), attempt=1, sequence=4), fleet.push(arrays(3), 1, attempt=1, sequence=1)
+        )
+        (sums,) = await gathered
+        assert list(sums.sequences) == [4, 1]
 
     run(scenario)
 

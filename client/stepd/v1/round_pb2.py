@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14stepd/v1/round.proto\x12\x08stepd.v1\";\n\x06Member\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0c\n\x04rank\x18\x03 \x01(\r\"F\n\x10\x43ontributionName\x12 \n\x06member\x18\x01 \x01(\x0b\x32\x10.stepd.v1.Member\x12\x10\n\x08sequence\x18\x02 \x01(\x04\")\n\x07RoundId\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\"+\n\x08\x45xactSum\x12\r\n\x05units\x18\x01 \x01(\x0c\x12\x10\n\x08overflow\x18\x02 \x01(\x08\"K\n\x08NormPart\x12$\n\x06powers\x18\x01 \x01(\x0b\x32\x12.stepd.v1.ExactSumH\x00\x12\x11\n\x07maximum\x18\x02 \x01(\x01H\x00\x42\x06\n\x04part\"L\n\x15NonfiniteContribution\x12 \n\x06member\x18\x01 \x01(\x0b\x32\x10.stepd.v1.Member\x12\x11\n\tparameter\x18\x02 \x01(\r\"\xa4\x01\n\x0cGatheredSums\x12%\n\trun_norms\x18\x01 \x03(\x0b\x32\x12.stepd.v1.NormPart\x12\'\n\x0bgroup_norms\x18\x02 \x03(\x0b\x32\x12.stepd.v1.NormPart\x12\x32\n\tnonfinite\x18\x03 \x03(\x0b\x32\x1f.stepd.v1.NonfiniteContribution\x12\x10\n\x08overflow\x18\x04 \x01(\x08\"P\n\nGroupRates\x12\n\n\x02lr\x18\x01 \x01(\x01\x12\x12\n\nclip_scale\x18\x02 \x01(\x01\x12\x15\n\x08momentum\x18\x14 \x01(\x01H\x00\x88\x01\x01\x42\x0b\n\t_momentum\"?\n\x0bTensorNorms\x12\x11\n\tparameter\x18\x01 \x01(\r\x12\r\n\x05\x66irst\x18\x02 \x01(\x01\x12\x0e\n\x06second\x18\x03 \x01(\x01\"\x99\x03\n\x08\x44\x65\x63ision\x12\x1d\n\x02id\x18\x01 \x01(\x0b\x32\x11.stepd.v1.RoundId\x12\"\n\x07outcome\x18\x02 \x01(\x0e\x32\x11.stepd.v1.Outcome\x12\x0c\n\x04step\x18\x03 \x01(\x04\x12$\n\x06groups\x18\x04 \x03(\x0b\x32\x14.stepd.v1.GroupRates\x12\x11\n\tgrad_norm\x18\x05 \x01(\x01\x12\x12\n\nclip_scale\x18\x06 \x01(\x01\x12!\n\x07members\x18\x07 \x03(\x0b\x32\x10.stepd.v1.Member\x12\x32\n\tnonfinite\x18\x08 \x03(\x0b\x32\x1f.stepd.v1.NonfiniteContribution\x12%\n\x0bquarantined\x18\t \x03(\x0b\x32\x10.stepd.v1.Member\x12$\n\x05norms\x18\x14 \x03(\x0b\x32\x15.stepd.v1.TensorNorms\x12+\n\x07\x63ounted\x18Z \x03(\x0b\x32\x1a.stepd.v1.ContributionName\x12\x1e\n\x04late\x18[ \x03(\x0b\x32\x10.stepd.v1.Member\"M\n\x08Standing\x12 \n\x06member\x18\x01 \x01(\x0b\x32\x10.stepd.v1.Member\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\r\n\x05turns\x18\x03 \x01(\x04\"_\n\x10RecordedDecision\x12$\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x12.stepd.v1.Decision\x12%\n\tstandings\x18\x02 \x03(\x0b\x32\x12.stepd.v1.Standing*`\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n\x0fOUTCOME_APPLIED\x10\x01\x12\x13\n\x0fOUTCOME_SKIPPED\x10\x02\x12\x12\n\x0eOUTCOME_FAILED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14stepd/v1/round.proto\x12\x08stepd.v1\";\n\x06Member\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0c\n\x04rank\x18\x03 \x01(\r\"F\n\x10\x43ontributionName\x12 \n\x06member\x18\x01 \x01(\x0b\x32\x10.stepd.v1.Member\x12\x10\n\x08sequence\x18\x02 \x01(\x04\")\n\x07RoundId\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\"+\n\x08\x45xactSum\x12\r\n\x05units\x18\x01 \x01(\x0c\x12\x10\n\x08overflow\x18\x02 \x01(\x08\"K\n\x08NormPart\x12$\n\x06powers\x18\x01 \x01(\x0b\x32\x12.stepd.v1.ExactSumH\x00\x12\x11\n\x07maximum\x18\x02 \x01(\x01H\x00\x42\x06\n\x04part\"L\n\x15NonfiniteContribution\x12 \n\x06member\x18\x01 \x01(\x0b\x32\x10.stepd.v1.Member\x12\x11\n\tparameter\x18\x02 \x01(\r\"\xb7\x01\n\x0cGatheredSums\x12%\n\trun_norms\x18\x01 \x03(\x0b\x32\x12.stepd.v1.NormPart\x12\'\n\x0bgroup_norms\x18\x02 \x03(\x0b\x32\x12.stepd.v1.NormPart\x12\x32\n\tnonfinite\x18\x03 \x03(\x0b\x32\x1f.stepd.v1.NonfiniteContribution\x12\x10\n\x08overflow\x18\x04 \x01(\x08\x12\x11\n\tsequences\x18n \x03(\x04\"P\n\nGroupRates\x12\n\n\x02lr\x18\x01 \x01(\x01\x12\x12\n\nclip_scale\x18\x02 \x01(\x01\x12\x15\n\x08momentum\x18\x14 \x01(\x01H\x00\x88\x01\x01\x42\x0b\n\t_momentum\"?\n\x0bTensorNorms\x12\x11\n\tparameter\x18\x01 \x01(\r\x12\r\n\x05\x66irst\x18\x02 \x01(\x01\x12\x0e\n\x06second\x18\x03 \x01(\x01\"\x99\x03\n\x08\x44\x65\x63ision\x12\x1d\n\x02id\x18\x01 \x01(\x0b\x32\x11.stepd.v1.RoundId\x12\"\n\x07outcome\x18\x02 \x01(\x0e\x32\x11.stepd.v1.Outcome\x12\x0c\n\x04step\x18\x03 \x01(\x04\x12$\n\x06groups\x18\x04 \x03(\x0b\x32\x14.stepd.v1.GroupRates\x12\x11\n\tgrad_norm\x18\x05 \x01(\x01\x12\x12\n\nclip_scale\x18\x06 \x01(\x01\x12!\n\x07members\x18\x07 \x03(\x0b\x32\x10.stepd.v1.Member\x12\x32\n\tnonfinite\x18\x08 \x03(\x0b\x32\x1f.stepd.v1.NonfiniteContribution\x12%\n\x0bquarantined\x18\t \x03(\x0b\x32\x10.stepd.v1.Member\x12$\n\x05norms\x18\x14 \x03(\x0b\x32\x15.stepd.v1.TensorNorms\x12+\n\x07\x63ounted\x18Z \x03(\x0b\x32\x1a.stepd.v1.ContributionName\x12\x1e\n\x04late\x18[ \x03(\x0b\x32\x10.stepd.v1.Member\"M\n\x08Standing\x12 \n\x06member\x18\x01 \x01(\x0b\x32\x10.stepd.v1.Member\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\r\n\x05turns\x18\x03 \x01(\x04\"_\n\x10RecordedDecision\x12$\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x12.stepd.v1.Decision\x12%\n\tstandings\x18\x02 \x03(\x0b\x32\x12.stepd.v1.Standing*`\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n\x0fOUTCOME_APPLIED\x10\x01\x12\x13\n\x0fOUTCOME_SKIPPED\x10\x02\x12\x12\n\x0eOUTCOME_FAILED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'stepd.v1.round_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OUTCOME']._serialized_start=1312
-  _globals['_OUTCOME']._serialized_end=1408
+  _globals['_OUTCOME']._serialized_start=1331
+  _globals['_OUTCOME']._serialized_end=1427
   _globals['_MEMBER']._serialized_start=34
   _globals['_MEMBER']._serialized_end=93
   _globals['_CONTRIBUTIONNAME']._serialized_start=95
@@ -46,15 +46,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_NONFINITECONTRIBUTION']._serialized_start=332
   _globals['_NONFINITECONTRIBUTION']._serialized_end=408
   _globals['_GATHEREDSUMS']._serialized_start=411
-  _globals['_GATHEREDSUMS']._serialized_end=575
-  _globals['_GROUPRATES']._serialized_start=577
-  _globals['_GROUPRATES']._serialized_end=657
-  _globals['_TENSORNORMS']._serialized_start=659
-  _globals['_TENSORNORMS']._serialized_end=722
-  _globals['_DECISION']._serialized_start=725
-  _globals['_DECISION']._serialized_end=1134
-  _globals['_STANDING']._serialized_start=1136
-  _globals['_STANDING']._serialized_end=1213
-  _globals['_RECORDEDDECISION']._serialized_start=1215
-  _globals['_RECORDEDDECISION']._serialized_end=1310
+  _globals['_GATHEREDSUMS']._serialized_end=594
+  _globals['_GROUPRATES']._serialized_start=596
+  _globals['_GROUPRATES']._serialized_end=676
+  _globals['_TENSORNORMS']._serialized_start=678
+  _globals['_TENSORNORMS']._serialized_end=741
+  _globals['_DECISION']._serialized_start=744
+  _globals['_DECISION']._serialized_end=1153
+  _globals['_STANDING']._serialized_start=1155
+  _globals['_STANDING']._serialized_end=1232
+  _globals['_RECORDEDDECISION']._serialized_start=1234
+  _globals['_RECORDEDDECISION']._serialized_end=1329
 # @@protoc_insertion_point(module_scope)

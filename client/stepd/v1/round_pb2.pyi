@@ -69,16 +69,18 @@ class NonfiniteContribution(_message.Message):
     def __init__(self, member: _Optional[_Union[Member, _Mapping]] = ..., parameter: _Optional[int] = ...) -> None: ...
 
 class GatheredSums(_message.Message):
-    __slots__ = ("run_norms", "group_norms", "nonfinite", "overflow")
+    __slots__ = ("run_norms", "group_norms", "nonfinite", "overflow", "sequences")
     RUN_NORMS_FIELD_NUMBER: _ClassVar[int]
     GROUP_NORMS_FIELD_NUMBER: _ClassVar[int]
     NONFINITE_FIELD_NUMBER: _ClassVar[int]
     OVERFLOW_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     run_norms: _containers.RepeatedCompositeFieldContainer[NormPart]
     group_norms: _containers.RepeatedCompositeFieldContainer[NormPart]
     nonfinite: _containers.RepeatedCompositeFieldContainer[NonfiniteContribution]
     overflow: bool
-    def __init__(self, run_norms: _Optional[_Iterable[_Union[NormPart, _Mapping]]] = ..., group_norms: _Optional[_Iterable[_Union[NormPart, _Mapping]]] = ..., nonfinite: _Optional[_Iterable[_Union[NonfiniteContribution, _Mapping]]] = ..., overflow: bool = ...) -> None: ...
+    sequences: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, run_norms: _Optional[_Iterable[_Union[NormPart, _Mapping]]] = ..., group_norms: _Optional[_Iterable[_Union[NormPart, _Mapping]]] = ..., nonfinite: _Optional[_Iterable[_Union[NonfiniteContribution, _Mapping]]] = ..., overflow: bool = ..., sequences: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class GroupRates(_message.Message):
     __slots__ = ("lr", "clip_scale", "momentum")

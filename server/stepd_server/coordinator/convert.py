@@ -87,15 +87,15 @@ def _part_from_proto(message: round_pb2.NormPart) -> NormPart | None:
 
 def sums_from_proto(message: round_pb2.GatheredSums, groups: int) -> Sums:
     """What a shard found; Senseless if it does not fit the number of groups."""
-    nonfinite = _nonfinite_from_proto(message.nonfinite)
+    nonfinite, sequences = _nonfinite_from_proto(message.nonfinite), tuple(message.sequences)
     if nonfinite or message.overflow:
-        return Sums(nonfinite=nonfinite, overflow=message.overflow)
+        return Sums(nonfinite=nonfinite, overflow=message.overflow, sequences=sequences)
     run_norms = [_part_from_proto(part) for part in message.run_norms]
     group_norms = tuple(_part_from_proto(part) for part in message.group_norms)
     whole = [part for part in run_norms if part is not None]
     if not len(whole) == len(group_norms) == len(run_norms) == groups:
         raise Senseless(f"sums of {len(whole)} and {len(group_norms)} groups, the run has {groups}")
-    return Sums(tuple(whole), group_norms)
+    return Sums(tuple(whole), group_norms, sequences=sequences)
 
 
 def decision_to_proto(decision: Decision) -> round_pb2.Decision:

@@ -12,7 +12,7 @@ import numpy as np
 from stepd.definitions import RunSpec
 from stepd.policies import ClipNorm
 from stepd.rules import Reach
-from stepd_server.coordinator.policy import policy_of
+from stepd_server.coordinator.policy import Policy
 from stepd_server.coordinator.vocabulary import (
     Decision,
     GroupRates,
@@ -58,9 +58,9 @@ def norm_type(limit: ClipNorm | None) -> float:
     return limit.norm_type if limit else _NORM_TYPE
 
 
-def what_is_summed(spec: RunSpec) -> tuple[object, ...]:
+def what_is_summed(spec: RunSpec, policy: Policy) -> tuple[object, ...]:
     """What shards must know to gather: their sums are of no use if it changes."""
-    clip, policy = spec.clip, policy_of(spec.sync)
+    clip = spec.clip
     return (
         clip.value if clip else None,
         norm_type(clip.norm if clip else None),

@@ -90,7 +90,8 @@ class Offered:
 
 @dataclass(frozen=True)
 class Withdrawn:
-    """A contribution that was offered, or selected, waits on a shard no more and is not whole: its stream has ended."""
+    """A contribution that was offered, or selected, waits on a shard no more and is not whole: its stream has ended.
+    Not in turn: one that has begun, and was given up."""
 
     shard: int
     id: RoundId

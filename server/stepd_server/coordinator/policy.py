@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
+from stepd.limits import STRAGGLERS_S_MIN
 from stepd.policies import AnySync, Async, BoundedStaleness, Damping, Reduce, Sync
 from stepd_server.coordinator.vocabulary import Member, Offer, Selected, Standing, by_rank
 
@@ -160,6 +161,25 @@ class Bounded(InTurn):
             if standings[offer.member].turns < slowest + max(self.staleness, 1):
                 return Selected(offer.member, offer.sequence)
         return None
+
+
+class LastTogether(NamedTuple):
+    """The last round that takes contributions together, where the policy has them taken in turn: it was under way when
+    the policy changed, and shards may have said that they hold what was sent for it. What takes them in turn may find
+    that too old.
+
+    Attributes:
+        round: its number.
+        reduce: how its contributions become one.
+    """
+
+    round: int
+    reduce: Reduce
+
+    @property
+    def policy(self) -> Synchronous:
+        """It is of whoever is there, so that nobody waits for the next one for long."""
+        return Synchronous(None, 1, STRAGGLERS_S_MIN, self.reduce)
 
 
 def policy_of(sync: AnySync) -> Policy:

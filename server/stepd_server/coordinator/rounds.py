@@ -71,7 +71,7 @@ from stepd_server.coordinator.events import (
     TimeUp,
     Withdrawn,
 )
-from stepd_server.coordinator.policy import policy_of
+from stepd_server.coordinator.policy import Policy, policy_of
 from stepd_server.coordinator.quorum import RoundsWithQuorum
 from stepd_server.coordinator.vocabulary import Decision, Member, RoundId, by_rank
 
@@ -178,11 +178,18 @@ class Rounds(RoundsWithQuorum):
             case Offered(shard, _, offer) if attempt.in_turn:
                 if turns.offer(attempt, self._line, self._policy, shard, offer, self.step):
                     self._start_over()
-            case Withdrawn(shard, _, member, sequence) if attempt.in_turn:
-                self._line.withdraw(shard, member, sequence)
-                selected = attempt.selected
-                if selected and selected[:2] == (member, sequence) and not attempt.has_arrived(member, shard):
-                    self._start_over()
+            case Withdrawn():
+                self._withdraw(attempt, event)
+
+    def _withdraw(self, attempt: Attempt, event: Withdrawn) -> None:
+        if not attempt.in_turn:
+            given_up = event.member in attempt.members
+        else:
+            self._line.withdraw(event.shard, event.member, event.sequence)
+            selected = attempt.selected is not None and attempt.selected[:2] == (event.member, event.sequence)
+            given_up = selected and not attempt.has_arrived(event.member, event.shard)
+        if given_up:
+            self._start_over()
 
     def _finish(self, event: Finished) -> None:
         if self.last is None or event.round != self.last.id.round or event.shard not in self._unfinished - self._away:
@@ -228,22 +235,31 @@ class Rounds(RoundsWithQuorum):
             self._actions.append(Commit(tuple(sorted(shards)), self.id.round))
 
     def _change(self, spec: RunSpec) -> None:
-        before, self._spec = self._spec, spec
-        policy, self._policy = self._policy, policy_of(spec.sync)
-        if type(policy) is not type(self._policy):
-            self._line.level()
-        if policy.in_turn != self._policy.in_turn:
-            self._line.clear()
+        summed = decisions.what_is_summed(self._spec, self._policy)
+        last, policy, self._spec = self.last_together(spec.sync), policy_of(spec.sync), spec
+        if last is not None:
+            self._policy, self._then = last.policy, policy
+        else:
+            self._then = None
+            self._go_by(policy)
         attempt = self._attempt
         if attempt is None:
             return
         takes_part = {*attempt.members, *attempt.late, *self._left_out, *self._slow}
         enough = not self._policy.missing(len(self._since) if attempt.in_turn else len(takes_part))
         # A changed limit of the norm, like a rate, needs no new sums: the decision uses the latest.
-        if decisions.what_is_summed(before) != decisions.what_is_summed(spec) or not enough:
+        if summed != decisions.what_is_summed(spec, self._policy) or not enough:
             self._start_over()
         elif attempt.closing is None or attempt.closing.stage is Stage.OPEN:
             attempt.closing = closing_of(self._policy, attempt.members)
+
+    def _go_by(self, policy: Policy) -> None:
+        """From now on."""
+        before, self._policy = self._policy, policy
+        if type(before) is not type(policy):
+            self._line.level()
+        if before.in_turn != policy.in_turn:
+            self._line.clear()
 
     # --- Going on -------------------------------------------------------------------------------------------------
 
@@ -296,10 +312,15 @@ class Rounds(RoundsWithQuorum):
             self.id = RoundId(self.id.round, self.id.attempt + 1)
 
     def _judge(self, attempt: Attempt) -> None:
+        sums = [attempt.sums[shard] for shard in self._all]
+        if len({part.sequences for part in sums}) > 1:
+            # A member has given up what some shard had added, and sent others what comes after it.
+            self._start_over()
+            self._advance()
+            return
         if self._recalls(attempt):
             self._advance()
             return
-        sums = [attempt.sums[shard] for shard in self._all]
         found = decisions.merge_nonfinite(one for part in sums for one in part.nonfinite)
         if not found:
             self._decide(decisions.judge(self._spec, sums), attempt.members)
@@ -337,6 +358,9 @@ class Rounds(RoundsWithQuorum):
     def _conclude(self, decision: Decision) -> None:
         for selected in decision.counted:
             self._line.count(selected)
+        if self._then is not None:
+            policy, self._then = self._then, None
+            self._go_by(policy)
         standings = self._line.recorded(in_turn=self._policy.in_turn)
         self._actions += [Record(decision, standings), Finish(self._all, decision)]
         self.last, self.step = decision, decision.step

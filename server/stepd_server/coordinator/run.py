@@ -74,6 +74,7 @@ class Run(RunPicture):
             left_out=attempt.left_out,
             nonfinite=attempt.nonfinite,
             standings=self._store.standings,
+            last_together=self.record.last_together,
         )
 
     def set_bytes(self, total: int) -> None:
@@ -297,6 +298,7 @@ class Run(RunPicture):
             [request.rate.group] if request.rate.HasField("group") else rated,
             prepared=self._prepared_with(message),
             changes=self.record.changed_by(request.request_id),
+            last_together=self._rounds.last_together(spec.sync) if self._rounds else None,
         )
         self.tell(events.PolicyChanged(self._plateaus.in_effect))
 

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from stepd.definitions import RunSpec
+from stepd.policies import AnySync
 from stepd_server.coordinator import decision as decisions
 from stepd_server.coordinator.attempt import Attempt
 from stepd_server.coordinator.events import Action
 from stepd_server.coordinator.line import Line
-from stepd_server.coordinator.policy import policy_of
+from stepd_server.coordinator.policy import LastTogether, Policy, policy_of
 from stepd_server.coordinator.vocabulary import Decision, Member, Nonfinite, Phase, RoundId, Standing
 
 
@@ -35,6 +36,7 @@ class RoundsStanding:
         left_out: Iterable[Member] = (),
         nonfinite: Iterable[Nonfinite] = (),
         standings: Mapping[Member, Standing] | None = None,
+        last_together: LastTogether | None = None,
     ) -> None:
         """A new run; or, with what a coordinator before this one recorded, an old one.
 
@@ -50,14 +52,19 @@ class RoundsStanding:
             left_out: members that an attempt of the round has been told to do without.
             nonfinite: whose values were not finite, in an attempt of the round.
             standings: what has been counted of members, as recorded with the last decision.
+            last_together: as `last_together` said when the spec was recorded.
         """
         self._all: Final = tuple(range(shards))
         self._spec = spec
-        self._policy = policy_of(spec.sync)
         self._layout = layout
         self.last = last
         self.step = last.step if last else 0
         self.id = RoundId(last.id.round + 1 if last else 0, attempt)
+        # Of the round in hand; and of the next, if that is another.
+        self._policy: Policy = policy_of(spec.sync)
+        self._then: Policy | None = None
+        if last_together is not None and last_together.round == self.id.round:
+            self._policy, self._then = last_together.policy, self._policy
         # Members, each with the first round that takes its contribution.
         self._since: dict[Member, int] = dict(members or {})
         self._line = Line(self._since, standings or {})
@@ -85,6 +92,14 @@ class RoundsStanding:
         elif self._attempt and self._attempt.draft:
             return Phase.MEASURING
         return Phase.GATHERING if self._attempt else Phase.WAITING
+
+    def last_together(self, sync: AnySync) -> LastTogether | None:
+        """To be recorded with this policy before it is told: the round in hand, if it is the last to take contributions
+        together."""
+        begun = self._attempt is not None or self.id.attempt > 0
+        if self._policy.in_turn or not policy_of(sync).in_turn or not begun:
+            return None
+        return LastTogether(self.id.round, self._policy.reduce)
 
     @property
     def waits_for_members(self) -> int:

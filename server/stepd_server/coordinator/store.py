@@ -29,6 +29,7 @@ from stepd.limits import CHANGES_MAX
 from stepd.v1 import round_pb2, shard_control_pb2
 from stepd_server.coordinator import convert
 from stepd_server.coordinator.events import RecordAttempt
+from stepd_server.coordinator.policy import LastTogether
 from stepd_server.coordinator.seats import Seat
 from stepd_server.coordinator.slots import NEW, Slots, read, sync_folder, unframe, write_whole
 from stepd_server.coordinator.vocabulary import Decision, Member, RoundId, Standing
@@ -53,6 +54,7 @@ class RunRecord:
         changes: ids of the latest requests that changed the run, so that a repeat of one is known.
         revision: grows with every change by the owner.
         plateaus: what rates depended on besides the step when this revision began, as Plateaus.to_bytes gives it.
+        last_together: a round that does not go by the policy of the spec yet, or has not.
     """
 
     prepared: shard_control_pb2.PrepareRunRequest
@@ -65,6 +67,7 @@ class RunRecord:
     changes: tuple[str, ...] = ()
     revision: int = 0
     plateaus: str = ""
+    last_together: LastTogether | None = None
 
     def changed_by(self, request_id: str) -> tuple[str, ...]:
         """`changes` with one more; a request without an id leaves no trace."""
@@ -90,6 +93,7 @@ class RunRecord:
                 "changes": self.changes,
                 "revision": self.revision,
                 "plateaus": self.plateaus,
+                "last_together": self.last_together,
             }
         ).encode()
         return _LENGTH.pack(len(about)) + about + self.prepared.SerializeToString()
@@ -100,6 +104,8 @@ class RunRecord:
         start = _LENGTH.size
         about = json.loads(data[start : start + length])
         about["changes"] = tuple(about.get("changes", ()))
+        if about.get("last_together"):
+            about["last_together"] = LastTogether(*about["last_together"])
         prepared = shard_control_pb2.PrepareRunRequest.FromString(data[start + length :])
         return cls(prepared=prepared, **about)
 

@@ -135,12 +135,14 @@ class Sums:
         group_norms: by group, in the norm of the group's own clip; None without one.
         nonfinite: not empty: the rest means nothing.
         overflow: the sum of finite contributions was not finite.
+        sequences: of what was added, in the order of ranks; empty where contributions are taken in turn.
     """
 
     run_norms: tuple[NormPart, ...] = ()
     group_norms: tuple[NormPart | None, ...] = ()
     nonfinite: tuple[Nonfinite, ...] = ()
     overflow: bool = False
+    sequences: tuple[int, ...] = ()
 
 
 class Outcome(enum.Enum):

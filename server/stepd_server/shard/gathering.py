@@ -70,6 +70,7 @@ class Gathering:
         changes: grows with what changes who contributes, who is sending, and whose contribution is whole.
         quarantined: members whose contribution to an earlier attempt was left out.
         earlier: whose were whole here in earlier attempts; None: nobody's.
+        given_up: what has begun here and does not count, for its member has sent another: the attempt is to start over.
         spans: of what has been touched; None until every member's contribution has begun.
     """
 
@@ -91,6 +92,7 @@ class Gathering:
         self.closed = request.in_turn
         self.changes = 0
         self.earlier = earlier
+        self.given_up: list[round_pb2.ContributionName] = []
         self._final = False
         self._refused: dict[Key, shard_control_pb2.RefusedContribution] = {}
         self.spans: list[Span] | None = None
@@ -152,6 +154,16 @@ class Gathering:
         return None if waits else shard_pb2.RECEIPT_STATUS_ACCEPTED
 
     # --- What they bring ----------------------------------------------------------------------------------------
+
+    def supersedes(self, header: shard_pb2.PushHeader) -> bool:
+        """Whether a contribution is another than what has begun here of its member."""
+        contribution = self.contributions[key_of(header.member)]
+        begun, sequence = contribution.track is not None, contribution.sequence
+        other = begun and 0 < sequence != header.sequence > 0
+        if other and header.sequence > sequence:
+            self.given_up.append(round_pb2.ContributionName(member=contribution.member, sequence=sequence))
+            self.changes += 1
+        return other
 
     def begin(self, header: shard_pb2.PushHeader) -> Contribution:
         """The member's contribution is on its way; again, if it was cut off before."""
@@ -277,13 +289,15 @@ class Gathering:
             for c in self._order
             if c.nonfinite is not None
         ]
+        sequences = [] if self.in_turn else [c.sequence for c in self._order]
         if nonfinite:
-            return round_pb2.GatheredSums(nonfinite=nonfinite)
+            return round_pb2.GatheredSums(nonfinite=nonfinite, sequences=sequences)
         summing = self._sum.finish()
         return round_pb2.GatheredSums(
             run_norms=[part.to_proto() for part in summing.run_norms],
             group_norms=[part.to_proto() if part else round_pb2.NormPart() for part in summing.group_norms],
             overflow=summing.overflow,
+            sequences=sequences,
         )
 
     def _start_summing(self) -> None:

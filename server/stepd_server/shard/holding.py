@@ -78,6 +78,8 @@ class Telling:
                 found.append(shard_control_pb2.RoundProgress(arrived=contribution.member))
         if self._gathering.in_turn:
             found += self._offers()
+        elif self._gathering.given_up:
+            found.append(shard_control_pb2.RoundProgress(withdrawn=self._gathering.given_up[-1]))
         return found
 
     @property

@@ -44,6 +44,10 @@ class Pushing(Pulling):
                 assert receipt is not None
                 if gathering is None or receipt.status != _ACCEPTED:
                     return self._receipt(receipt, header.member)
+                if gathering.supersedes(header):
+                    self._changed.notify()
+                    await self._wait(lambda: self._gathering is not gathering, gathering.id[0])
+                    self._check_current(gathering)
                 contribution = gathering.begin(header)
                 if contribution.whole:
                     return self._receipt(Receipt(_DUPLICATE, receipt.id), header.member)
