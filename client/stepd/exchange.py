@@ -310,7 +310,9 @@ class Exchange:
         round_number, attempt = (int(str(error.details.get(name, 0))) for name in ("round", "attempt"))
         if "in_turn" in error.details:
             self._streams.in_turn = error.details["in_turn"] == "1"
-        if contribution.in_turn or (round_number == contribution.round and attempt > contribution.attempt):
+        again = round_number == contribution.round and attempt > contribution.attempt
+        # In turn, what is for this round, or one before it, is for any.
+        if contribution.in_turn or self._streams.in_turn or again:
             contribution.start_over(attempt, in_turn=self._streams.in_turn)
         else:
             await asyncio.sleep(PAUSE_S_MIN)  # another round, or what we know: its own answer follows

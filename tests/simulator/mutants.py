@@ -90,7 +90,7 @@ def intent_is_not_written_down(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(finishing.Finishing, "end", end)
 
 
-@mutant("steps", 2)
+@mutant("steps", 1)
 def the_decision_of_a_step_is_not_remembered(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Remembering, "read", lambda _: None)
 
@@ -108,7 +108,7 @@ def a_step_that_was_begun_is_not_finished(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(run, "resume", forget)
 
 
-@mutant("reads", 21)
+@mutant("reads", 17)
 def readers_read_on_while_a_step_is_applied(patch: pytest.MonkeyPatch) -> None:
     async def go_on(_: ShardRun) -> None: ...
 
@@ -130,7 +130,7 @@ def what_comes_again_is_added_again(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Gathering, "begin", anew)
 
 
-@mutant("links", 52)
+@mutant("links", 54)
 def sums_by_rank_are_added_as_they_come(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Gathering, "turn", lambda *_: True)
 
@@ -180,7 +180,7 @@ def leases_never_run_out(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Membership, "expire", lambda *_: [])
 
 
-@mutant("kills", 4)
+@mutant("kills", 7)
 def a_member_that_is_lost_is_waited_for(patch: pytest.MonkeyPatch) -> None:
     def keep(self: Rounds, member: Any) -> None:
         self._since.pop(member, None)
@@ -188,7 +188,7 @@ def a_member_that_is_lost_is_waited_for(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Rounds, "_lose", keep)
 
 
-@mutant("kills", 2)
+@mutant("kills", 8)
 def a_shard_that_is_back_is_not_told_what_it_missed(patch: pytest.MonkeyPatch) -> None:
     take_back = Rounds._take_back
 
@@ -269,7 +269,7 @@ def a_receipt_of_an_attempt_before_is_the_last_word(patch: pytest.MonkeyPatch) -
 # --- Workers ------------------------------------------------------------------------------------------------------
 
 
-@mutant("kills", 2)
+@mutant("kills", 1)
 def an_answer_that_was_lost_makes_a_new_contribution(patch: pytest.MonkeyPatch) -> None:
     start_over = Exchange._restarted
 
@@ -301,7 +301,7 @@ def turns_are_taken_in_the_middle_of_a_round(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Rounds, "last_together", lambda *_: None)
 
 
-@mutant("turns", 4)
+@mutant("turns", 3)
 def nothing_is_too_stale(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Asynchronous, "is_stale", lambda *_: False)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -27,3 +28,9 @@ def test_the_worlds_find_that(name: str, monkeypatch: pytest.MonkeyPatch, still:
             return
         gc.collect()
     pytest.fail(f"{WORLDS} worlds look as if nothing were broken")
+
+
+def test_the_page_says_how_many_worlds_each_takes() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "faults.md").read_text()
+    rows = [f"| {name.replace('_', ' ')} | {theme} | {first + 1} |" for name, (_, theme, first) in MUTANTS.items()]
+    assert [line for line in page.splitlines() if line in rows] == rows

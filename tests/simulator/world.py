@@ -200,7 +200,7 @@ class World:
     def may_stop(self, host: WorkerHost) -> bool:
         """Whether a worker that has seen the last step may leave; the last ends what others wait for in vain."""
         host.trained = True
-        if not self.scenario.lingers:
+        if not self.scenario.lingers or self.deleted:  # that is the end of everybody's waiting, too
             return True
         if not all(worker.trained or worker.gone for worker in self.workers):
             return False

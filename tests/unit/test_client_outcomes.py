@@ -94,6 +94,29 @@ def test_who_is_not_in_its_rounds_decision_does_not_count(fleet: FakeFleet, work
     assert (second.status, second.counts, second.round) == ("accepted", True, 1)
 
 
+@pytest.mark.parametrize("round_", [0, 2])
+def test_what_was_for_one_round_is_for_any_once_turns_are_taken(
+    fleet: FakeFleet, worker: stepd.Worker, round_: int
+) -> None:
+    """The policy has changed, and others may have had turns since."""
+    first = fleet.shards[0]
+    named = list[bool]()
+
+    def push(header: shard_pb2.PushHeader) -> Any:
+        named.append(header.HasField("id"))
+        if named[-1]:
+            return Aborted("again", reason="ROUND_RESTARTED", round=round_, attempt=0, in_turn="1")
+        return shard_pb2.PushResponse(status=ACCEPTED, id=round_pb2.RoundId(round=3), in_turn=True)
+
+    first.push = push
+    fleet.shards[1].push = lambda header: shard_pb2.PushResponse(
+        status=ACCEPTED, id=header.id if header.HasField("id") else round_pb2.RoundId(round=3), in_turn=True
+    )
+    receipt = worker.push(GRAD)
+    assert (receipt.status, receipt.round) == ("accepted", 3)
+    assert named == [True, False]
+
+
 def test_in_turn_a_push_knows_what_became_of_it(fleet: FakeFleet, worker: stepd.Worker) -> None:
     """Every shard had it, the round started over, another's turn came first: now it is too old."""
 

@@ -146,6 +146,17 @@ def test_a_deleted_run_is_gone_everywhere_even_from_a_shard_that_was_away(tmp_pa
     play(tmp_path, scenario)
 
 
+def test_a_creation_that_comes_again_does_not_bring_a_deleted_run_back(tmp_path: Path) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        await fleet.create(digits(), "first")
+        await fleet.stub.DeleteRun(pb.DeleteRunRequest(run="digits"))
+        with pytest.raises(grpc.aio.AioRpcError, match="was created by this request, and deleted since"):
+            await fleet.stub.CreateRun(pb.CreateRunRequest(request_id="first", spec=digits()))
+        await fleet.create(digits(), "second")
+
+    play(tmp_path, scenario)
+
+
 def test_a_run_that_nobody_loads_is_dropped(tmp_path: Path) -> None:
     async def scenario(fleet: Fleet) -> None:
         await fleet.stub.CreateRun(pb.CreateRunRequest(request_id="r", spec=digits()))

@@ -164,6 +164,28 @@ def test_what_a_worker_has_given_up_is_not_mixed_with_what_it_sends_next(tmp_pat
     run(scenario)
 
 
+def test_what_is_for_one_round_is_not_late_where_turns_are_taken(tmp_path: Path) -> None:
+    """Another's turn would be the end of the round. Its sender has yet to hear of it, and names it anew."""
+
+    async def scenario() -> None:
+        fleet = Fleet(tmp_path, arrays(0))
+        await fleet.start()
+        await fleet.step(arrays(1))
+        (shard,) = fleet.shards
+        request = shard_control_pb2.RoundToGather(id=round_pb2.RoundId(round=1), in_turn=True)
+        progress = asyncio.create_task(anext(shard.gather(request)))
+        await asyncio.sleep(0)
+        for round_number in (0, 1):
+            with pytest.raises(Aborted) as caught:
+                await fleet.push(arrays(2), 1, round=round_number, sequence=1)
+            assert (caught.value.reason, caught.value.details["in_turn"]) == ("ROUND_RESTARTED", 1)
+        (again,) = await fleet.push(arrays(1), round=0, sequence=1)
+        assert again.status == shard_pb2.RECEIPT_STATUS_DUPLICATE
+        progress.cancel()
+
+    run(scenario)
+
+
 def test_missing_gradients_leave_value_buffers_and_count(tmp_path: Path) -> None:
     """As grad=None in torch; the same in one run with and without sharing a span with neighbours."""
 

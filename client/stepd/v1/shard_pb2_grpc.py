@@ -84,7 +84,7 @@ class ShardServicer(object):
     def Push(self, request_iterator, context):
         """One contribution to one round: header, then chunks in ascending order. The answer is a receipt.
         May be repeated: what has been added is not added again. ABORTED (ROUND_RESTARTED) if the attempt is over:
-        send again under the attempt in the error's metadata. The shard may hold a stream back for as long as the
+        send again under the attempt in the error's metadata; or, if that has in_turn=1, without an id. The shard may hold a stream back for as long as the
         round before is not finished; and one of which the round goes on without it, until the round is decided.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

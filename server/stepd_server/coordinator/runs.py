@@ -6,6 +6,7 @@ import asyncio
 import logging
 import secrets
 import weakref
+from collections import deque
 from collections.abc import Coroutine, Iterable
 from itertools import count
 from typing import Any, Final
@@ -14,7 +15,7 @@ from stepd import specs
 from stepd.definitions import RunSpec
 from stepd.errors import AlreadyExists, NotFound, ResourceExhausted, StepdError, Unavailable
 from stepd.layout import to_proto as layout_to_proto
-from stepd.limits import LOADING_TIMEOUT_S, RUNS_MAX, WAIT_S
+from stepd.limits import CHANGES_MAX, LOADING_TIMEOUT_S, RUNS_MAX, WAIT_S
 from stepd.settings import shown
 from stepd.v1 import coordinator_pb2, run_pb2, shard_control_pb2
 from stepd_server.coordinator.abilities import check_trainable
@@ -50,6 +51,9 @@ class Runs:
         self._runs: dict[str, Run] = {}
         self._extending: Final = Extending(fleet, self._lay_out, clocks.steady)
         self._incarnations = count(store.start() * _INCARNATIONS_OF_ONE_LIFE + 1)
+        # Of runs that were started and deleted: the requests that created them, which may come again. One that comes
+        # to another coordinator makes a run that nobody loads, and is dropped for that.
+        self._ended: deque[str] = deque(maxlen=CHANGES_MAX)
         # Deleted runs, and the shards that have yet to hear of it.
         self._dropped: dict[str, tuple[RunRecord, set[int]]] = {}
         # One change of a name at a time.
@@ -100,6 +104,8 @@ class Runs:
                     existing.loading_since = self._clocks.steady()
                     return existing
                 raise AlreadyExists(f"run {spec.name!r} exists already", run=spec.name)
+            if request_id and request_id in self._ended:
+                raise AlreadyExists(f"run {spec.name!r} was created by this request, and deleted since", run=spec.name)
             if len(self._runs) >= RUNS_MAX:
                 raise ResourceExhausted(
                     f"a fleet has at most {RUNS_MAX} runs", expected=RUNS_MAX, given=len(self._runs) + 1
@@ -205,6 +211,8 @@ class Runs:
 
     async def _delete(self, run: Run) -> None:
         self._bury(run.record)
+        if run.record.started and run.record.request_id:
+            self._ended.append(run.record.request_id)
         self._runs.pop(run.name, None)
         self._extending.forget(run)
         await run.close(deleted=True)

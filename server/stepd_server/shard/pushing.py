@@ -121,18 +121,20 @@ class Pushing(Pulling):
         self._check_alive()
         if known := self._counted.receipt(header):
             return known
-        named = header.HasField("id")
+        named, gathering = header.HasField("id"), self._gathering
         if named and header.id.round < self._round:
+            if self._takes_turns:
+                raise restarted(self.name, self._round, 0, in_turn=True)
             return Receipt(shard_pb2.RECEIPT_STATUS_LATE, header.id)
         if not self.has_layout(header.layout_version):
             return None
-        gathering = self._gathering
         if gathering is None or self._finishing is not None or (named and header.id.round > gathering.id[0]):
             return None
         if gathering.in_turn:
             self._check_sequence(header)
         if named:
-            if header.id.attempt < gathering.id[1]:
+            # What is for one round would be late for it after another's turn.
+            if header.id.attempt < gathering.id[1] or gathering.in_turn:
                 raise restarted(self.name, *gathering.id, in_turn=gathering.in_turn)
             if header.id.attempt > gathering.id[1]:
                 return None
@@ -141,6 +143,13 @@ class Pushing(Pulling):
             return None
         refused = gathering.in_turn and status != _ACCEPTED
         return Receipt(status, None if refused else gathering.round_id)
+
+    @property
+    def _takes_turns(self) -> bool:
+        """Whether rounds take contributions in turn now, as far as is known here."""
+        if self._gathering is not None:
+            return self._gathering.in_turn
+        return self._decision is not None and bool(self._decision.counted)
 
     def _check_sequence(self, header: shard_pb2.PushHeader) -> None:
         if not header.sequence:
