@@ -58,6 +58,11 @@ class Contribution:
     def of(cls, arrays: Mapping[int, Array], weight: float, based_on: int, *, torn: bool = False) -> Contribution:
         return cls(arrays, weight, based_on, torn=torn)
 
+    def is_refused_by(self, shard: int) -> bool:
+        """Whether a shard has said that no round takes it."""
+        receipt = self.receipts.get(shard)
+        return receipt is not None and receipt.status in _REFUSED
+
     @property
     def id(self) -> round_pb2.RoundId:
         return round_pb2.RoundId(round=self.round, attempt=self.attempt)
@@ -68,7 +73,8 @@ class Contribution:
         Args:
             in_turn: contributions are taken in turn by now.
         """
-        self.in_turn |= in_turn
+        if in_turn and not self.in_turn:
+            self.in_turn, self.over = True, False  # its round may be over, but not what it is for now
         self.round, self.attempt = (-1, 0) if self.in_turn else (self.round, attempt)
         self.receipts.clear()
 

@@ -28,6 +28,10 @@ from stepd.waiting import look_after, nothing
 T = TypeVar("T")
 
 
+class _Refused(Exception):
+    """No round takes a contribution."""
+
+
 class Exchange:
     """The rounds of one worker. Lives in the session's loop; one call at a time."""
 
@@ -264,11 +268,14 @@ class Exchange:
 
             async def deliver(shard: int, first: asyncio.Future[int] = first) -> None:
                 await self._delivery.deliver(contribution, shard)
+                if contribution.is_refused_by(shard):
+                    raise _Refused  # the others may not hear of it: whoever decided so may be gone
                 if not first.done():
                     first.set_result(shard)
 
             watch = self._until_restarted(contribution, first)
-            await together((deliver(shard) for shard in self._streams.shards), [*self._guards(), watch])
+            with contextlib.suppress(_Refused):
+                await together((deliver(shard) for shard in self._streams.shards), [*self._guards(), watch])
             found = contribution.find_round()
 
     async def _until_restarted(self, contribution: Contribution, first: asyncio.Future[int]) -> None:

@@ -117,6 +117,19 @@ def test_what_was_for_one_round_is_for_any_once_turns_are_taken(
     assert named == [True, False]
 
 
+def test_one_shard_that_refuses_it_is_enough(fleet: FakeFleet, worker: stepd.Worker) -> None:
+    """The others may never hear of it: who decided so has died, and by another policy there is nothing to refuse."""
+
+    def push(header: shard_pb2.PushHeader) -> Any:
+        if header.HasField("id"):
+            return Aborted("again", reason="ROUND_RESTARTED", round=0, attempt=0, in_turn="1")
+        return shard_pb2.PushResponse(status=shard_pb2.RECEIPT_STATUS_STALE, in_turn=True)
+
+    fleet.shards[0].push = push
+    fleet.shards[1].push = lambda _: Aborted("nobody has it all", reason="ROUND_PENDING")
+    assert worker.push(GRAD).status == "stale"
+
+
 def test_in_turn_a_push_knows_what_became_of_it(fleet: FakeFleet, worker: stepd.Worker) -> None:
     """Every shard had it, the round started over, another's turn came first: now it is too old."""
 

@@ -19,3 +19,15 @@ def test_who_was_left_out_in_its_turn_learns_it_whatever_was_decided_since() -> 
 
     contribution.learn([shard_pb2.PullHeader(counted=5, counted_status=QUARANTINED)])
     assert contribution.receipt(later).status == "quarantined"
+
+
+def test_what_is_for_any_round_by_now_is_not_over_with_its_own() -> None:
+    """The round ended without it, and the policy changed: no shard has said that it counts."""
+    contribution = Contribution.of({}, 1.0, 0)
+    contribution.sequence, contribution.round, contribution.over = 5, 3, True
+    contribution.start_over(0, in_turn=True)
+    assert (contribution.round, contribution.over) == (-1, False)
+
+    contribution.over = True
+    contribution.start_over(1, in_turn=True)
+    assert contribution.over, "nothing has changed since it was refused"
