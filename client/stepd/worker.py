@@ -66,7 +66,7 @@ class Worker:
         self._summed = 0
         self._summed_from = 0  # the version that the first of what was accumulated was computed from
         # A worker that nobody holds any more must not keep its place; the lease then runs out.
-        self._abandon = weakref.finalize(self, _abandon, self._membership, sharing)
+        self._abandon = weakref.finalize(self, _abandon, self._membership, sharing, streams)
 
     def __repr__(self) -> str:
         return f"Worker(run={self._run!r}, id={self.id!r}, rank={self.rank})"
@@ -376,9 +376,10 @@ def _compression(spec: RunSpec, streams: RunStreams, error_feedback: Mapping[str
     return Compression(encoding, {id_: array.copy() for id_, array in owed.items()})
 
 
-def _abandon(membership: Membership, sharing: Sharing) -> None:
+def _abandon(membership: Membership, sharing: Sharing, streams: RunStreams) -> None:
     membership.abandon()
     sharing.abandon()
+    streams.session.loop.post(streams.kept.close)
 
 
 def _weight(weight: float) -> float:

@@ -62,6 +62,7 @@ class FakeShard:
     pull: what to say to a pull, and the value of every element.
     pushed: round, attempt and first element of each contribution that came in whole.
     pulled: the requests.
+    open: calls that do both, which stay open.
     """
 
     def __init__(self) -> None:
@@ -70,6 +71,7 @@ class FakeShard:
         self.pull: Pull = lambda request: (decided(request.round), 0.0)
         self.pushed: list[tuple[int, int, float]] = []
         self.pulled: list[shard_pb2.PullRequest] = []
+        self.open = 0
 
     def serve_push(self, stream: Iterator[bytes], context: Any) -> shard_pb2.PushResponse:
         header = wire.decode_push(next(stream))
@@ -102,8 +104,12 @@ class FakeShard:
         yield wire.encode_chunk(0, data.nbytes, [memoryview(data).cast("B")])
 
     def serve_push_and_pull(self, requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
-        for raw in requests:
-            yield self.push_and_pull(shard_pb2.PushAndPullRequest.FromString(raw), context)
+        self.open += 1
+        try:
+            for raw in requests:
+                yield self.push_and_pull(shard_pb2.PushAndPullRequest.FromString(raw), context)
+        finally:
+            self.open -= 1
 
     def push_and_pull(self, request: shard_pb2.PushAndPullRequest, context: Any) -> bytes:
         answer = self.serve_push((message.SerializeToString() for message in request.push), context)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -351,6 +352,21 @@ def test_a_round_that_cannot_go_on_ends_with_the_coordinators_reason(
     fleet.state.problem = "shard 1 is in the kitchen"
     with pytest.raises(kind, match="shard 1 is in the kitchen"):
         impatient.step(GRAD)
+
+
+@pytest.mark.parametrize("leaves", [True, False], ids=["left", "forgotten"])
+def test_no_call_of_a_worker_outlives_it(fleet: FakeFleet, leaves: bool) -> None:
+    with stepd.connect(fleet.target, retry_for=PATIENCE_S) as client:
+        worker = client.run("run").join(lease=1.0)
+        for _ in range(2):
+            worker.step(GRAD)
+        at_once = worker._session.at_once_bytes > 0
+        assert [shard.open for shard in fleet.shards] == [int(at_once)] * 2
+        if leaves:
+            worker.leave()
+        del worker
+        gc.collect()
+        soon(lambda: not any(shard.open for shard in fleet.shards))
 
 
 def test_an_exit_does_not_mask_the_users_error(fleet: FakeFleet) -> None:
