@@ -157,13 +157,18 @@ async def together(work: Iterable[Coroutine[Any, Any, T]], guards: Iterable[Coro
     tasks = [asyncio.ensure_future(coroutine) for coroutine in work]
     beside = [asyncio.ensure_future(coroutine) for coroutine in guards]
     pending: set[asyncio.Future[Any]] = {*tasks, *beside}
+    ended = False
     try:
         while not all(task.done() for task in tasks):
             done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
             for future in done:
                 future.result()
         return [task.result() for task in tasks]
+    except GeneratorExit:
+        ended = True  # the loop has, and closes its coroutines: nobody can be told, or waited for
+        raise
     finally:
-        for future in (*tasks, *beside):
-            future.cancel()
-        await asyncio.gather(*tasks, *beside, return_exceptions=True)
+        if not ended:
+            for future in (*tasks, *beside):
+                future.cancel()
+            await asyncio.gather(*tasks, *beside, return_exceptions=True)

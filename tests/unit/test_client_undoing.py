@@ -14,6 +14,7 @@ from stepd.definitions import GroupSpec
 from stepd.errors import Unavailable
 from stepd.retry import Patience
 from stepd.rules import SGD
+from stepd.session import together
 from stepd.v1 import coordinator_pb2, run_pb2
 
 Work = Callable[["Session"], Coroutine[Any, Any, Any]]
@@ -107,3 +108,21 @@ def test_a_coroutine_that_is_closed_calls_nobody(begin: Work, undone: list[str])
     call.close()
     gc.collect()  # a coroutine that was never awaited would warn here, and warnings are errors
     assert session.asked == undone[:1]
+
+
+def test_who_waits_for_others_does_not_look_for_a_loop_that_has_ended() -> None:
+    """It would raise an error, and an error is taken for one of the call, which is to be undone."""
+    loop, begun = asyncio.new_event_loop(), asyncio.Event()
+
+    async def forever() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    call = together([forever()])
+    waits: Any = loop.create_task(call)
+    loop.run_until_complete(begun.wait())
+    for task in asyncio.all_tasks(loop):
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
+    loop.close()
+    call.close()
+    assert not waits.done()
