@@ -83,20 +83,21 @@ def wrong(systems: list[System], results: list[Result]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few steps, and not every variant")
+    parser.add_argument("--quick", action="store_true", help="one worker, few steps, and not every variant")
     parser.add_argument("--only", nargs="*", default=[], metavar="KEY", choices=[s.key for s in SYSTEMS])
-    parser.add_argument("--workers", nargs="*", type=int, default=[1, 2])
+    parser.add_argument("--workers", nargs="*", type=int, help="how many (default: 1 2; with --quick: 1)")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--no-write", action="store_true", help="leave the documentation as it is")
     options = parser.parse_args()
+    counts = options.workers or ([1] if options.quick else [1, 2])
     systems, versions = chosen(options.only, quick=options.quick), pages.versions(PACKAGES)
-    results = run(systems, options.workers, QUICK if options.quick else WHOLE)
+    results = run(systems, counts, QUICK if options.quick else WHOLE)
     table = markdown(systems, results, versions)
     if options.json:
         print(json.dumps({"versions": versions, "results": [asdict(result) for result in results]}))
     else:
         print(table)
-    if not (options.quick or options.only or options.no_write or options.workers != [1, 2]):
+    if not (options.quick or options.only or options.no_write or counts != [1, 2]):
         pages.write("compare", table)
         subtitle = "24.15M float32 parameters, AdamW, clip; every worker a process; medians"
         (pages.DOCS / "benchmarks.svg").write_text(chart(systems, results, subtitle))
