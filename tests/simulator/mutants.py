@@ -54,7 +54,7 @@ def mutant(theme: Theme, first: int = 0) -> Callable[[Break], Break]:
 # --- A shard's step -----------------------------------------------------------------------------------------------
 
 
-@mutant("steps", 4)
+@mutant("steps", 6)
 def what_was_half_done_is_not_undone(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(finishing, "put_back", lambda *_: None)
 
@@ -188,7 +188,7 @@ def a_member_that_is_lost_is_waited_for(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Rounds, "_lose", keep)
 
 
-@mutant("kills", 8)
+@mutant("kills", 2)
 def a_shard_that_is_back_is_not_told_what_it_missed(patch: pytest.MonkeyPatch) -> None:
     take_back = Rounds._take_back
 
@@ -269,7 +269,7 @@ def a_receipt_of_an_attempt_before_is_the_last_word(patch: pytest.MonkeyPatch) -
 # --- Workers ------------------------------------------------------------------------------------------------------
 
 
-@mutant("kills", 1)
+@mutant("kills")
 def an_answer_that_was_lost_makes_a_new_contribution(patch: pytest.MonkeyPatch) -> None:
     start_over = Exchange._restarted
 
@@ -284,7 +284,7 @@ def an_answer_that_was_lost_makes_a_new_contribution(patch: pytest.MonkeyPatch) 
 # --- Policies -----------------------------------------------------------------------------------------------------
 
 
-@mutant("turns", 20)
+@mutant("turns", 12)
 def in_turn_push_is_answered_before_its_round_is_decided(patch: pytest.MonkeyPatch) -> None:
     async def soon(self: Exchange, contribution: Contribution) -> Receipt:
         await self._decide_held()
@@ -301,7 +301,7 @@ def turns_are_taken_in_the_middle_of_a_round(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Rounds, "last_together", lambda *_: None)
 
 
-@mutant("turns", 3)
+@mutant("turns", 4)
 def nothing_is_too_stale(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Asynchronous, "is_stale", lambda *_: False)
 
